@@ -1,1 +1,37 @@
-//! x
+//! Perennial: virtual actors whose state is kept in replicated logs.
+//!
+//! See `README.md` for a first actor and `ARCHITECTURE.md` for how it works.
+
+pub mod actor;
+pub mod app;
+pub mod call;
+pub mod client;
+pub mod ctx;
+pub mod data;
+pub mod error;
+pub mod node;
+pub mod schema;
+pub mod status;
+
+pub use actor::{Actor, Format};
+pub use app::{App, Asset};
+pub use call::{Actors, Call, EventId, EventsFrom};
+pub use client::{Client, ClientConfig};
+pub use ctx::Ctx;
+pub use data::Data;
+pub use error::{CallError, Fault, MapApp, Reply};
+pub use node::{Node, NodeConfig};
+pub use perennial_core as core;
+pub use perennial_macros::{actor, data};
+
+/// What generated code names; not for use by hand.
+#[doc(hidden)]
+pub mod __private {
+    pub use futures_util;
+    pub use serde;
+}
+
+/// Everything an application's source usually needs.
+pub mod prelude {
+    pub use crate::{Actor, Actors, App, Call, CallError, Ctx, Data, Fault, MapApp, Reply, actor, data};
+}

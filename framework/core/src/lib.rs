@@ -5,5 +5,7 @@
 //!
 //! Layers: `id time hash wire` ← `ring membership replication` ← `placement partition` ← `routing`.
 
+pub mod hash;
 pub mod id;
+pub mod partition;
 pub mod time;

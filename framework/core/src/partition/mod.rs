@@ -1,0 +1,3 @@
+//! Partitions: what the log of one says and what applying it does.
+
+pub mod record;

@@ -1,0 +1,142 @@
+//! Records: what turns changed, as it stands in the log.
+//!
+//! One Raft entry of a partition is a [`Batch`]: the records of many turns of one leader, numbered
+//! without a gap within its term. A record holds outcomes (after-images), never commands, so that a
+//! replica applies it without running application code. Wire enums only grow at the end.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ActorId, PartitionId, RecordSeq, RequestId, SessionId, Term};
+use crate::time::Millis;
+
+/// Largest record, in encoded bytes; a larger one is refused before it is proposed.
+pub const RECORD_BYTES_MAX: usize = 512 * 1024;
+/// A batch is closed when its records reach this size, in bytes.
+pub const BATCH_BYTES_MAX: usize = 256 * 1024;
+/// Most records in a batch.
+pub const BATCH_RECORDS_MAX: usize = 2048;
+
+/// One Raft entry of a partition.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Batch {
+    /// Term in which the records were made; must equal the entry's own term.
+    pub epoch: Term,
+    /// Sequence number of the first record; the others follow without a gap.
+    pub first_seq: RecordSeq,
+    /// Record time: the leader's clock, never going back within a partition.
+    pub time: Millis,
+    /// The records, in the order of their turns.
+    pub records: Vec<Record>,
+}
+
+/// One change of a partition.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Record {
+    /// A turn's outcome.
+    Turn(Box<Turn>),
+    /// `to` has applied this partition's messages up to and including `upto`.
+    OutboxAcked {
+        /// Receiving partition.
+        to: PartitionId,
+        /// Last applied message.
+        upto: u64,
+    },
+    /// Replies kept for these idempotency keys are forgotten; their time is over.
+    KeysForgotten(Vec<RequestId>),
+    /// These sessions were silent for too long; their replies are forgotten.
+    SessionsForgotten(Vec<SessionId>),
+    /// The schema that states with this fingerprint were written with.
+    Schema {
+        /// Fingerprint in front of the states.
+        fingerprint: u64,
+        /// Encoded schema.
+        schema: Bytes,
+    },
+}
+
+/// What one turn changed; all of it or nothing is applied.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Turn {
+    /// Whose turn.
+    pub actor: ActorId,
+    /// What asked for it.
+    pub cause: Cause,
+    /// The new state; `None` when the turn left it as it was.
+    pub state: Option<Bytes>,
+    /// Messages to other actors, applied there exactly once.
+    pub sends: Vec<Message>,
+    /// Changes of the actor's reminders.
+    pub reminders: Vec<ReminderChange>,
+    /// Published events, in order.
+    pub events: Vec<Bytes>,
+}
+
+/// What asked for a turn, with what must be remembered of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Cause {
+    /// A call that may be retried with the same id.
+    Call {
+        /// The call.
+        request: RequestId,
+        /// Every call of the session below this one is acknowledged; their replies are forgotten.
+        ack_below: u64,
+        /// How long the reply is kept.
+        keep: Keep,
+        /// The encoded answer, given again to a retry.
+        reply: Bytes,
+    },
+    /// A message from another actor.
+    Message {
+        /// Sending partition.
+        from: PartitionId,
+        /// Its position in the line from that partition to this one.
+        seq: u64,
+    },
+    /// A reminder that came due.
+    Reminder {
+        /// Its name.
+        name: String,
+        /// When it was due.
+        due: Millis,
+    },
+}
+
+/// How long a reply is kept for retries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Keep {
+    /// Until the session acknowledges it (or is silent for too long).
+    UntilAcknowledged,
+    /// Until this record time.
+    Until(Millis),
+}
+
+/// A message to another actor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// Receiver.
+    pub target: ActorId,
+    /// Handler.
+    pub method: String,
+    /// Encoded arguments (postcard).
+    pub args: Bytes,
+}
+
+/// A change of one of the actor's reminders.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ReminderChange {
+    /// Sets or replaces the reminder of this name.
+    Set {
+        /// Name, unique for the actor.
+        name: String,
+        /// When to wake.
+        due: Millis,
+        /// What to deliver.
+        message: Message,
+    },
+    /// Removes the reminder of this name, if it is there.
+    Cancel {
+        /// Name.
+        name: String,
+    },
+}

@@ -1,0 +1,353 @@
+//! Actors as the runtime sees them: the trait that `#[actor]` implements and its type-erased form.
+//!
+//! Users never write these impls. A handler gets its arguments decoded by name or position, gives its
+//! answer encoded in the caller's format, and leaves its effects in the [`Ctx`](crate::Ctx).
+
+use std::any::Any;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use perennial_core::id::ActorId;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::call::ActorHandle;
+use crate::ctx::{Ctx, Effects, TurnEnv};
+use crate::data::Data;
+use crate::error::Fault;
+use crate::schema::{Type, Types};
+
+/// How arguments and answers are encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Format {
+    /// postcard, by position: between Rust programs.
+    Postcard,
+    /// JSON, by name: at the edge.
+    Json,
+}
+
+/// A handler's name, parameters and nature, known at compile time.
+#[derive(Debug)]
+pub struct Method {
+    /// Name.
+    pub name: &'static str,
+    /// `&mut self`.
+    pub write: bool,
+    /// `async fn`.
+    pub asynchronous: bool,
+    /// Parameters besides `self` and the context.
+    pub params: &'static [Param],
+    /// The type of the value in Rust's words, such as `u32`.
+    pub returns: &'static str,
+    /// Describes the value's type.
+    pub returns_schema: fn(&mut Types) -> Type,
+    /// First paragraph of its documentation.
+    pub doc: &'static str,
+}
+
+/// One parameter.
+#[derive(Debug)]
+pub struct Param {
+    /// Name.
+    pub name: &'static str,
+    /// Its type in Rust's words, such as `Vec<String>`.
+    pub ty: &'static str,
+    /// Describes the type.
+    pub schema: fn(&mut Types) -> Type,
+}
+
+impl Method {
+    /// `add(sku: String, qty: u32)`.
+    #[must_use]
+    pub fn signature(&self) -> String {
+        let params: Vec<_> = self.params.iter().map(|p| format!("{}: {}", p.name, p.ty)).collect();
+        format!("{}({})", self.name, params.join(", "))
+    }
+
+    /// `{"sku": String, "qty": u32}`.
+    #[must_use]
+    pub fn takes(&self) -> String {
+        let params: Vec<_> = self.params.iter().map(|p| format!("{:?}: {}", p.name, p.ty)).collect();
+        format!("{{{}}}", params.join(", "))
+    }
+}
+
+/// Encoded arguments of a call.
+#[derive(Debug, Clone)]
+pub struct Args {
+    /// Their encoding, and that of the answer.
+    pub format: Format,
+    /// The bytes; JSON: an object by parameter name (empty bytes stand for `{}`).
+    pub bytes: Bytes,
+}
+
+impl Args {
+    /// Decodes into the macro's argument struct (named fields; JSON refuses unknown ones).
+    ///
+    /// # Errors
+    /// [`Fault::BadArguments`] that says what the handler takes.
+    pub fn decode<T: DeserializeOwned>(&self, kind: &str, method: &Method) -> Result<T, Fault> {
+        let problem = match self.format {
+            Format::Postcard => match postcard::take_from_bytes::<T>(&self.bytes) {
+                Ok((args, [])) => return Ok(args),
+                Ok((_, rest)) => format!("{} bytes too many", rest.len()),
+                Err(error) => error.to_string(),
+            },
+            Format::Json => {
+                let text: &[u8] = if self.bytes.is_empty() { b"{}" } else { &self.bytes };
+                match serde_json::from_slice(text) {
+                    Ok(args) => return Ok(args),
+                    Err(error) => error.to_string(),
+                }
+            }
+        };
+        Err(Fault::BadArguments {
+            kind: kind.to_owned(),
+            method: method.name.to_owned(),
+            problem,
+            takes: method.takes(),
+        })
+    }
+}
+
+/// A handler's answer, encoded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The value.
+    Ok(Bytes),
+    /// The application's error.
+    App(Bytes),
+    /// A fault.
+    Fault(Fault),
+}
+
+impl Answer {
+    /// Encodes a value (used by generated code).
+    pub fn ok<T: Serialize>(format: Format, value: &T) -> Self {
+        encode(format, value).map_or_else(Self::Fault, Self::Ok)
+    }
+
+    /// Encodes an application error (used by generated code).
+    pub fn app<E: Serialize>(format: Format, error: &E) -> Self {
+        encode(format, error).map_or_else(Self::Fault, Self::App)
+    }
+}
+
+pub(crate) fn encode<T: Serialize>(format: Format, value: &T) -> Result<Bytes, Fault> {
+    let encoded = match format {
+        Format::Postcard => postcard::to_stdvec(value).map_err(|e| e.to_string()),
+        Format::Json => serde_json::to_vec(value).map_err(|e| e.to_string()),
+    };
+    encoded.map(Bytes::from).map_err(|why| Fault::Unreadable {
+        what: "value".into(),
+        at: std::any::type_name::<T>().into(),
+        why,
+    })
+}
+
+/// A boxed future that may move between threads.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A handler that has answered or still runs.
+pub enum Run<'a> {
+    /// A plain `fn`.
+    Done(Answer),
+    /// An `async fn`.
+    Later(BoxFuture<'a, Answer>),
+}
+
+/// An actor type. Implemented by `#[actor]`.
+pub trait Actor: Data + Default {
+    /// Stable name of the type: the struct's name unless `#[actor(kind = "..")]` says otherwise.
+    const KIND: &'static str;
+    /// What it publishes; `()` when nothing.
+    type Event: Data;
+    /// Typed reference with one method for each handler.
+    type Ref: Send + Sync + Clone + 'static;
+    /// The handlers; their positions are the numbers given to [`Actor::run`].
+    const METHODS: &'static [Method];
+
+    /// Wraps a handle in the typed reference.
+    fn make_ref(handle: ActorHandle) -> Self::Ref;
+
+    /// Runs a handler that reads.
+    fn read<'a>(&'a self, ctx: &'a Ctx<Self>, method: usize, args: Args) -> Run<'a>;
+
+    /// Runs a handler that writes. On anything but `Answer::Ok` the caller throws the state away.
+    fn write<'a>(&'a mut self, ctx: &'a mut Ctx<Self>, method: usize, args: Args) -> Run<'a>;
+}
+
+/// What a turn left behind.
+pub struct Finished {
+    /// The answer.
+    pub answer: Answer,
+    /// Messages, reminders and events; meaningless unless the answer is `Ok`.
+    pub effects: Effects,
+}
+
+/// An actor type with its Rust type erased.
+pub trait Kind: Send + Sync {
+    /// Stable name.
+    fn name(&self) -> &'static str;
+    /// Handlers.
+    fn methods(&self) -> &'static [Method];
+    /// Shape of the state, with its named types.
+    fn state_schema(&self) -> (Type, Types);
+    /// Shape of the events.
+    fn event_schema(&self) -> (Type, Types);
+    /// The state of an actor that nobody has called yet.
+    fn fresh(&self) -> Box<dyn State>;
+    /// Decodes a state.
+    ///
+    /// # Errors
+    /// What the decoder said.
+    fn decode(&self, bytes: &[u8]) -> Result<Box<dyn State>, String>;
+    /// Decodes a state that was written with another schema, by field name.
+    ///
+    /// # Errors
+    /// What does not fit.
+    fn upgrade(&self, bytes: &[u8], written_with: &crate::schema::Schema) -> Result<Box<dyn State>, String>;
+    /// Renders an event, given as postcard, as JSON.
+    ///
+    /// # Errors
+    /// What the decoder said.
+    fn event_json(&self, bytes: &[u8]) -> Result<Vec<u8>, String>;
+}
+
+/// A state with its Rust type erased.
+pub trait State: Send + Sync + 'static {
+    /// Runs a plain handler in place. A panic is caught and becomes [`Fault::Panicked`].
+    fn run(&mut self, method: usize, args: Args, env: TurnEnv) -> Finished;
+    /// Runs an async handler; gives the state back with the answer, or nothing if the handler
+    /// panicked in a way that lost it.
+    fn run_async(
+        self: Box<Self>,
+        method: usize,
+        args: Args,
+        env: TurnEnv,
+    ) -> BoxFuture<'static, (Option<Box<dyn State>>, Finished)>;
+    /// Encodes with postcard.
+    ///
+    /// # Errors
+    /// What the encoder said.
+    fn encode(&self) -> Result<Vec<u8>, String>;
+    /// For tests that look inside.
+    fn as_any(&self) -> &dyn Any;
+}
+
+/// The erased form of `A`.
+pub(crate) struct KindOf<A>(std::marker::PhantomData<fn() -> A>);
+
+impl<A: Actor> KindOf<A> {
+    pub(crate) fn shared() -> Arc<dyn Kind> {
+        Arc::new(Self(std::marker::PhantomData))
+    }
+}
+
+impl<A: Actor> Kind for KindOf<A> {
+    fn name(&self) -> &'static str {
+        A::KIND
+    }
+    fn methods(&self) -> &'static [Method] {
+        A::METHODS
+    }
+    fn state_schema(&self) -> (Type, Types) {
+        let mut types = Types::default();
+        (A::schema(&mut types), types)
+    }
+    fn event_schema(&self) -> (Type, Types) {
+        let mut types = Types::default();
+        (A::Event::schema(&mut types), types)
+    }
+    fn fresh(&self) -> Box<dyn State> {
+        Box::new(StateOf(A::default()))
+    }
+    fn decode(&self, bytes: &[u8]) -> Result<Box<dyn State>, String> {
+        match postcard::take_from_bytes::<A>(bytes) {
+            Ok((state, [])) => Ok(Box::new(StateOf(state))),
+            Ok((_, rest)) => Err(format!("{} bytes too many", rest.len())),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+    fn upgrade(&self, bytes: &[u8], written_with: &crate::schema::Schema) -> Result<Box<dyn State>, String> {
+        let state: A = written_with.read(bytes).map_err(|e| e.to_string())?;
+        Ok(Box::new(StateOf(state)))
+    }
+    fn event_json(&self, bytes: &[u8]) -> Result<Vec<u8>, String> {
+        let event: A::Event = postcard::from_bytes(bytes).map_err(|e| e.to_string())?;
+        serde_json::to_vec(&event).map_err(|e| e.to_string())
+    }
+}
+
+struct StateOf<A>(A);
+
+impl<A: Actor> State for StateOf<A> {
+    fn run(&mut self, method: usize, args: Args, env: TurnEnv) -> Finished {
+        let mut ctx = Ctx::<A>::new(env);
+        let described = &A::METHODS[method];
+        let run = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            let run = if described.write {
+                self.0.write(&mut ctx, method, args)
+            } else {
+                self.0.read(&ctx, method, args)
+            };
+            match run {
+                Run::Done(answer) => answer,
+                Run::Later(_) => unreachable!("a plain handler answers at once"),
+            }
+        }));
+        let answer = run.unwrap_or_else(|panic| panicked::<A>(described, &*panic));
+        ctx.finish(answer)
+    }
+
+    fn run_async(
+        mut self: Box<Self>,
+        method: usize,
+        args: Args,
+        env: TurnEnv,
+    ) -> BoxFuture<'static, (Option<Box<dyn State>>, Finished)> {
+        use futures_util::FutureExt;
+        Box::pin(async move {
+            let mut ctx = Ctx::<A>::new(env);
+            let described = &A::METHODS[method];
+            let run = AssertUnwindSafe(async {
+                let run = if described.write {
+                    self.0.write(&mut ctx, method, args)
+                } else {
+                    self.0.read(&ctx, method, args)
+                };
+                match run {
+                    Run::Done(answer) => answer,
+                    Run::Later(answer) => answer.await,
+                }
+            });
+            let answer = run.catch_unwind().await.unwrap_or_else(|panic| panicked::<A>(described, &*panic));
+            (Some(self as Box<dyn State>), ctx.finish(answer))
+        })
+    }
+
+    fn encode(&self) -> Result<Vec<u8>, String> {
+        postcard::to_stdvec(&self.0).map_err(|e| e.to_string())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        &self.0
+    }
+}
+
+fn panicked<A: Actor>(method: &Method, panic: &(dyn Any + Send)) -> Answer {
+    let message = panic
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned());
+    Answer::Fault(Fault::Panicked { kind: A::KIND.to_owned(), method: method.name.to_owned(), message })
+}
+
+/// Checks that a name given by a user is a valid kind and key.
+pub(crate) fn actor_id(kind: &str, key: &str) -> Result<ActorId, Fault> {
+    ActorId::new(kind, key).map_err(Fault::from)
+}

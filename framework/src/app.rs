@@ -1,0 +1,96 @@
+//! An application: its name, its actor types and the files of its pages.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::actor::{Actor, Kind, KindOf};
+use crate::error::Fault;
+
+/// A file of a page.
+#[derive(Debug, Clone)]
+pub struct Asset {
+    /// Its media type, such as `text/html; charset=utf-8`.
+    pub content_type: String,
+    /// Its bytes.
+    pub bytes: Cow<'static, [u8]>,
+}
+
+/// Finds a file by its path below the mount point; the empty path is the page itself.
+pub type AssetSource = fn(&str) -> Option<Asset>;
+
+/// The actor types of an application, by name.
+#[derive(Clone, Default)]
+pub struct Kinds {
+    by_name: BTreeMap<&'static str, Arc<dyn Kind>>,
+}
+
+impl Kinds {
+    /// The type of this name.
+    ///
+    /// # Errors
+    /// [`Fault::UnknownKind`], which lists the known ones.
+    pub fn get(&self, kind: &str) -> Result<&Arc<dyn Kind>, Fault> {
+        self.by_name.get(kind).ok_or_else(|| Fault::UnknownKind {
+            kind: kind.to_owned(),
+            known: self.by_name.keys().map(|&k| k.to_owned()).collect(),
+        })
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn Kind>> {
+        self.by_name.values()
+    }
+}
+
+/// An application.
+#[derive(Clone)]
+pub struct App {
+    name: &'static str,
+    kinds: Kinds,
+    pages: Vec<(&'static str, AssetSource)>,
+}
+
+impl App {
+    /// An application without actors; the name stands in its help and its status.
+    #[must_use]
+    pub fn new(name: &'static str) -> Self {
+        Self { name, kinds: Kinds::default(), pages: Vec::new() }
+    }
+
+    /// Adds an actor type.
+    ///
+    /// # Panics
+    /// When two types share a kind: calls could not be told apart.
+    #[must_use]
+    pub fn actor<A: Actor>(mut self) -> Self {
+        let twice = self.kinds.by_name.insert(A::KIND, KindOf::<A>::shared()).is_some();
+        assert!(!twice, "each kind is registered once, but {:?} is registered twice", A::KIND);
+        self
+    }
+
+    /// Serves files below `/mount/` on every node's gateway.
+    #[must_use]
+    pub fn page(mut self, mount: &'static str, files: AssetSource) -> Self {
+        self.pages.push((mount, files));
+        self
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Its actor types.
+    #[must_use]
+    pub fn kinds(&self) -> &Kinds {
+        &self.kinds
+    }
+
+    /// Its pages: mount point and files.
+    #[must_use]
+    pub fn pages(&self) -> &[(&'static str, AssetSource)] {
+        &self.pages
+    }
+}
