@@ -8,3 +8,4 @@
 pub mod hash;
 pub mod id;
 pub mod time;
+pub mod wire;
