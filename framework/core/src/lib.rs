@@ -7,5 +7,6 @@
 
 pub mod hash;
 pub mod id;
+pub mod membership;
 pub mod time;
 pub mod wire;
