@@ -8,5 +8,6 @@
 pub mod hash;
 pub mod id;
 pub mod membership;
+pub mod ring;
 pub mod time;
 pub mod wire;
