@@ -8,6 +8,7 @@
 pub mod hash;
 pub mod id;
 pub mod membership;
+pub mod placement;
 pub mod ring;
 pub mod time;
 pub mod wire;
