@@ -10,5 +10,6 @@ pub mod id;
 pub mod membership;
 pub mod placement;
 pub mod ring;
+pub mod routing;
 pub mod time;
 pub mod wire;
