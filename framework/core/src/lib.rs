@@ -6,4 +6,5 @@
 //! Layers: `id time hash wire` ← `ring membership replication` ← `placement partition` ← `routing`.
 
 pub mod id;
+pub mod replication;
 pub mod time;
