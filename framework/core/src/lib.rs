@@ -8,7 +8,9 @@
 pub mod hash;
 pub mod id;
 pub mod membership;
+pub mod partition;
 pub mod placement;
+pub mod replication;
 pub mod ring;
 pub mod routing;
 pub mod time;
