@@ -48,7 +48,7 @@ pub(crate) enum Question {
     /// What you know of the partitions you lead.
     Led,
     /// A member is up, at this address. For the leader of the system partition.
-    MemberUp(perennial_core::placement::MemberSpec),
+    MemberUp(perennial_core::membership::MemberSpec),
 }
 
 /// A node's answer.

@@ -51,6 +51,12 @@ impl Host {
             EventsFrom::After(id) => Some(id),
             EventsFrom::Now => Some(EventId { index: self.applied_index.0, n: u32::MAX }),
         };
+        if from == EventsFrom::Now
+            && let Some(id) = last
+        {
+            // Tells where the stream stands, so that it resumes here even if nothing comes for long.
+            let _ = sink.try_send(Ok(EventItem::position(id)));
+        }
         let mut follower = Follower { actor, last, sink, behind: true };
         self.hand_events(&mut follower);
         self.followers.push(follower);
@@ -73,7 +79,7 @@ impl Host {
         loop {
             let after = follower.last.map(|id| (id.index, id.n));
             let (from, to) = rows::events_after(&follower.actor, after, self.applied_index);
-            let found = match self.shared.rows.scan(self.group, &from, &to, EVENTS_READ_MAX) {
+            let found = match self.shared.rows.scan(self.group, &from, Some(&to), EVENTS_READ_MAX) {
                 Ok(found) => found,
                 Err(error) => {
                     let fault = self.storage_fault("events", &follower.actor, &error);
@@ -101,7 +107,7 @@ impl Host {
     pub(super) fn trim_events(&mut self, actor: &ActorId) {
         let (from, to) = rows::events_after(actor, None, self.applied_index);
         let many = 2 * EVENTS_KEPT_MIN as usize + EVENTS_READ_MAX;
-        let Ok(found) = self.shared.rows.scan(self.group, &from, &to, many) else { return };
+        let Ok(found) = self.shared.rows.scan(self.group, &from, Some(&to), many) else { return };
         let Some(surplus) = found.len().checked_sub(EVENTS_KEPT_MIN as usize).filter(|&n| n > 0) else {
             return;
         };

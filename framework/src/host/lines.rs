@@ -68,7 +68,7 @@ impl Host {
         }
         let first_seq = line.acked + 1;
         let (from, until) = rows::outbox_range(to, first_seq, u64::MAX);
-        let found = match self.shared.rows.scan(self.group, &from, &until, DELIVERY_MESSAGES_MAX) {
+        let found = match self.shared.rows.scan(self.group, &from, Some(&until), DELIVERY_MESSAGES_MAX) {
             Ok(found) => found,
             Err(error) => {
                 tracing::error!(partition = %self.partition, %error, "cannot read the outbox");

@@ -22,7 +22,7 @@ impl Host {
     pub(super) fn fire_reminders(&mut self) {
         let now = self.now();
         let (from, to) = rows::reminders();
-        let found = match self.shared.rows.scan(self.group, &from, &to, FIRE_MAX + self.firing.len()) {
+        let found = match self.shared.rows.scan(self.group, &from, Some(&to), FIRE_MAX + self.firing.len()) {
             Ok(found) => found,
             Err(error) => {
                 tracing::error!(partition = %self.partition, %error, "cannot read the reminders");

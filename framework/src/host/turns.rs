@@ -45,7 +45,7 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(10);
 const FORGET_MAX: usize = 1000;
 
 /// What asks for a turn.
-pub(super) enum Work {
+pub(crate) enum Work {
     Call(Box<HostCall>, ReplyTo),
     Message { from: PartitionId, seq: u64, item: OutboxItem },
     Reminder { name: String, due: Millis, message: Message },
@@ -240,7 +240,7 @@ impl Host {
             .map_err(|error| self.storage_fault("state", actor, &error))?;
         let (state, bytes) = match stored {
             None => (kind.fresh(), Bytes::new()),
-            Some(stored) => (self.decode_state(actor, kind, &stored)?, Bytes::from(stored)),
+            Some(stored) => self.decode_state(actor, kind, stored)?,
         };
         let act = Activation {
             kind: kind.clone(),
@@ -257,19 +257,21 @@ impl Host {
         Ok(())
     }
 
+    /// Decodes a stored state; one of an older schema is given back in today's form.
     fn decode_state(
         &self,
         actor: &ActorId,
         kind: &Arc<dyn Kind>,
-        stored: &[u8],
-    ) -> Result<Box<dyn crate::actor::State>, Fault> {
+        stored: Vec<u8>,
+    ) -> Result<(Box<dyn crate::actor::State>, Bytes), Fault> {
         let unreadable = |why: String| self.storage_fault("state", actor, &why);
         let (fingerprint, bytes) = stored
             .split_first_chunk::<FINGERPRINT_BYTES>()
             .ok_or_else(|| unreadable("it is shorter than its fingerprint".into()))?;
         let fingerprint = u64::from_be_bytes(*fingerprint);
         if fingerprint == kind.fingerprint() {
-            return kind.decode(bytes).map_err(unreadable);
+            let state = kind.decode(bytes).map_err(unreadable)?;
+            return Ok((state, Bytes::from(stored)));
         }
         let schema = self
             .shared
@@ -279,7 +281,9 @@ impl Host {
             .ok_or_else(|| unreadable(format!("its schema {fingerprint:016x} is not in the log")))?;
         let schema: crate::schema::Schema =
             postcard::from_bytes(&schema).map_err(|error| unreadable(error.to_string()))?;
-        kind.upgrade(bytes, &schema).map_err(unreadable)
+        let state = kind.upgrade(bytes, &schema).map_err(unreadable)?;
+        let today = state.encode_into(kind.fingerprint().to_be_bytes().to_vec()).map_err(unreadable)?;
+        Ok((state, Bytes::from(today)))
     }
 
     fn env(&self, me: ActorId, path: Vec<ActorId>, request: RequestId, deadline: Instant) -> TurnEnv {
@@ -437,30 +441,14 @@ impl Host {
         if !matches!(answer, Answer::Ok(_)) {
             return self.undo(actor, work, answer);
         }
-        let Some(act) = self.activations.get(&actor) else { return };
-        let Some(state) = &act.state else {
-            return self.undo(actor, work, Answer::Fault(Fault::Panicked {
-                kind: actor.kind().to_owned(),
-                method: String::new(),
-                message: "the turn lost its state".to_owned(),
-            }));
-        };
-        let fingerprint = act.kind.fingerprint();
-        let mut bytes = Vec::with_capacity(act.bytes.len().max(32) + FINGERPRINT_BYTES);
-        bytes.extend_from_slice(&fingerprint.to_be_bytes());
-        let encoded = state.encode_into(bytes);
-        let bytes = match encoded {
-            Ok(bytes) => bytes,
-            Err(why) => {
-                let fault = self.storage_fault("new state", &actor, &why);
-                return self.undo(actor, work, Answer::Fault(fault));
-            }
+        let (fingerprint, bytes, changed) = match self.encode_state(&actor) {
+            Ok(encoded) => encoded,
+            Err(fault) => return self.undo(actor, work, Answer::Fault(fault)),
         };
         if bytes.len() > STATE_BYTES_MAX {
             let fault = too_large("the state", &actor, bytes.len(), STATE_BYTES_MAX);
             return self.undo(actor, work, Answer::Fault(fault));
         }
-        let changed = bytes[..] != act.bytes[..];
         if !changed && effects.is_empty() && matches!(work, Work::Call(..)) {
             return self.end_unrecorded(work, answer);
         }
@@ -472,8 +460,22 @@ impl Host {
         if changed && self.schemas.insert(fingerprint) {
             self.append_schema(&actor, fingerprint);
         }
-        let state = changed.then(|| Bytes::from(bytes));
+        let state = changed.then(|| Bytes::from(bytes.into_boxed_slice()));
         self.record(actor, work, answer, state, effects);
+    }
+
+    /// The state after a turn, behind its fingerprint, and whether it differs from the last record's.
+    fn encode_state(&self, actor: &ActorId) -> Result<(u64, Vec<u8>, bool), Fault> {
+        let lost = || self.storage_fault("state", actor, &"the turn gave none back");
+        let act = self.activations.get(actor).ok_or_else(lost)?;
+        let state = act.state.as_ref().ok_or_else(lost)?;
+        let fingerprint = act.kind.fingerprint();
+        let mut bytes = Vec::with_capacity(act.bytes.len().max(32));
+        bytes.extend_from_slice(&fingerprint.to_be_bytes());
+        let bytes =
+            state.encode_into(bytes).map_err(|why| self.storage_fault("new state", actor, &why))?;
+        let changed = bytes[..] != act.bytes[..];
+        Ok((fingerprint, bytes, changed))
     }
 
     /// The turn failed: its state is decoded anew. A message or reminder is used up all the same.
@@ -523,7 +525,7 @@ impl Host {
             + state.as_ref().map_or(0, Bytes::len)
             + effects_size(&effects)
             + answer_size(&answer);
-        let cause = self.cause_of(work, answer, &mut owed);
+        let cause = self.cause_of(&actor, work, answer, &mut owed);
         owed.sends = !effects.sends.is_empty();
         owed.reminders = !effects.reminders.is_empty();
         let published = effects.events.len() as u32;
@@ -562,7 +564,7 @@ impl Host {
         }
     }
 
-    fn cause_of(&mut self, work: Work, answer: Answer, owed: &mut Owed) -> Cause {
+    fn cause_of(&mut self, actor: &ActorId, work: Work, answer: Answer, owed: &mut Owed) -> Cause {
         match work {
             Work::Call(call, reply) => {
                 let bytes = match &answer {
@@ -588,6 +590,7 @@ impl Host {
             }
             Work::Reminder { name, due, message: _ } => {
                 HostCounters::add(&self.shared.counters.reminders, 1);
+                owed.reminder = Some((due, actor.clone(), name.clone()));
                 Cause::Reminder { name, due }
             }
         }
@@ -676,7 +679,7 @@ impl Host {
             self.owed.push_back(Owed::nothing(seq));
         }
         let (from, to) = rows::kept_before(now);
-        if let Ok(found) = self.shared.rows.scan(self.group, &from, &to, FORGET_MAX)
+        if let Ok(found) = self.shared.rows.scan(self.group, &from, Some(&to), FORGET_MAX)
             && !found.is_empty()
         {
             let keys: Vec<_> = found.iter().filter_map(|(key, _)| rows::read_kept_until(key)).collect();
