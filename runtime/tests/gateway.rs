@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use perennial::node::Backend;
 use perennial::schema::{Type, Types};
 use perennial::status::ClusterStatus;
 use perennial::{App, Asset, Ctx, Data, Fault, Format};
-use perennial_runtime::gateway::{Gateway, GatewayConfig, GatewayError};
+use perennial_runtime::gateway::{Gateway, GatewayConfig, GatewayError, STATUS_IN_FLIGHT_MAX};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -29,7 +30,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 /// Longer than any grace a test needs.
-const GRACE: Duration = Duration::from_secs(30);
+const GRACE: Duration = Duration::from_secs(3600);
 
 // ---- an actor type, as the macro would describe it ----
 
@@ -114,6 +115,7 @@ struct Fake {
     calls: Mutex<Vec<Outbound>>,
     subscriptions: Mutex<Vec<(ActorId, EventsFrom)>>,
     registry: Arc<Mutex<Registry>>,
+    status_hangs: AtomicBool,
     held: Arc<Held>,
 }
 
@@ -153,6 +155,7 @@ impl Fake {
             calls: Mutex::default(),
             subscriptions: Mutex::default(),
             registry: Arc::new(Mutex::new(registry)),
+            status_hangs: AtomicBool::new(false),
             held: Arc::new(Held {
                 entered: Semaphore::new(0),
                 release: Semaphore::new(0),
@@ -242,7 +245,14 @@ impl Backend for Fake {
             members: Vec::new(),
             partitions: Vec::new(),
         };
-        Box::pin(async move { status })
+        let (held, hangs) = (Arc::clone(&self.held), self.status_hangs.load(Ordering::Relaxed));
+        Box::pin(async move {
+            if hangs {
+                held.entered.add_permits(1);
+                std::future::pending::<()>().await;
+            }
+            status
+        })
     }
     fn ready(&self) -> Result<(), String> {
         self.ready.lock().unwrap().clone()
@@ -464,6 +474,7 @@ async fn bad_names_and_headers_are_refused() {
     let s = start().await;
     assert_eq!(s.post(&format!("/v1/Cart/{}/add", "k".repeat(512)), "{}").await.status(), StatusCode::OK);
     refused(s.post(&format!("/v1/Cart/{}/add", "k".repeat(513)), "{}").await, 400, "bad_name").await;
+    refused(s.post("/v1/Cart//add", "{}").await, 400, "bad_name").await;
     refused(s.post("/v1/Ca%20rt/a/add", "{}").await, 400, "bad_name").await;
     refused(s.post("/v1/Cart/%ff/add", "{}").await, 400, "bad_path").await;
     for key in ["", "two words", "umlaut-\u{fc}", &"k".repeat(257)] {
@@ -561,7 +572,7 @@ async fn a_get_never_writes_and_says_what_would() {
 #[tokio::test]
 async fn wrong_routes_and_methods_are_told_the_right_ones() {
     let s = start().await;
-    for path in ["/v2/Cart/a/add", "/v1/Cart", "/v1/Cart/a/add/more", "/v1/Cart//add"] {
+    for path in ["/v2/Cart/a/add", "/v1/Cart", "/v1/Cart/a/add/more"] {
         let body = refused(s.get(path).await, 404, "no_route").await;
         assert!(body["message"].as_str().unwrap().contains("POST /v1/{kind}/{key}/{handler}"), "{body}");
     }
@@ -635,6 +646,21 @@ async fn a_body_that_does_not_come_is_408_and_gives_its_permit_back() {
     assert_eq!(s.post("/v1/Cart/a/add", "{}").await.status(), StatusCode::OK);
 }
 
+#[tokio::test]
+async fn status_requests_are_limited_in_number_and_time() {
+    let s = start().await;
+    s.fake.status_hangs.store(true, Ordering::Relaxed);
+    let mut waiting = Vec::new();
+    for _ in 0..STATUS_IN_FLIGHT_MAX {
+        waiting.push(s.raw(b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n").await);
+        Held::seen(&s.fake.held.entered).await;
+    }
+    refused(s.get("/v1/status").await, 429, "busy").await;
+    let s = start_with(GatewayConfig { call_timeout: Duration::ZERO, ..GatewayConfig::default() }).await;
+    s.fake.status_hangs.store(true, Ordering::Relaxed);
+    refused(s.get("/v1/status").await, 504, "status_slow").await;
+}
+
 // ---- clients that leave ----
 
 #[tokio::test]
@@ -680,7 +706,7 @@ async fn events(response: Response, until: &str) -> String {
 #[tokio::test]
 async fn events_carry_ids_and_resume_after_the_last_one_seen() {
     let s = start().await;
-    let text = events(s.get("/v1/Cart/a/events?from=start").await, "id: 13-0\n\n").await;
+    let text = events(s.get("/v1/Cart/a/events?from=start").await, "\"qty\":3}").await;
     assert!(text.starts_with("retry: 1000\n: open\n\n"), "{text}");
     let first = text.split("\n\n").nth(1).unwrap();
     let mut lines: Vec<_> = first.lines().collect();
@@ -689,9 +715,9 @@ async fn events_carry_ids_and_resume_after_the_last_one_seen() {
 
     let url = format!("{}/v1/Cart/a/events?from=start", s.base);
     let response = s.http.get(url).header("last-event-id", "12-0").send().await.unwrap();
-    let text = events(response, "id: 13-0\n\n").await;
+    let text = events(response, "\"qty\":3}").await;
     assert!(!text.contains("12-0"), "the header wins over the query: {text}");
-    events(s.get("/v1/Cart/a/events?from=12-0").await, "id: 13-0\n\n").await;
+    events(s.get("/v1/Cart/a/events?from=12-0").await, "\"qty\":3}").await;
     events(s.get("/v1/Cart/a/events").await, ": open\n\n").await;
     let after = EventsFrom::After(EventId { index: 12, n: 0 });
     let froms: Vec<_> = s.fake.subscriptions.lock().unwrap().iter().map(|(_, from)| *from).collect();
@@ -759,7 +785,7 @@ async fn readiness_follows_the_backend_and_flips_when_draining() {
 
 #[tokio::test]
 async fn a_stop_lets_calls_finish_and_ends_streams() {
-    let s = start().await;
+    let s = start_with(GatewayConfig { header_read_timeout: GRACE, ..GatewayConfig::default() }).await;
     let stream = s.get("/v1/Cart/a/events").await;
     let held = s.hold(true).await;
     let (address, release) = (s.gateway.address(), Arc::clone(&s.fake.held));
@@ -769,8 +795,8 @@ async fn a_stop_lets_calls_finish_and_ends_streams() {
     assert!(!stop.is_finished(), "the call is waited for");
     release.release.add_permits(1);
     assert_eq!(held.await.unwrap().status(), StatusCode::OK);
-    drop(idle);
     stop.await.unwrap();
+    assert_eq!(read_all(idle).await, "", "a connection without a request holds nobody up");
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
 }
 

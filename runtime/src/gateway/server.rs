@@ -6,14 +6,16 @@
 
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
+use tower::ServiceExt;
 
 use super::{Gate, HEAD_BYTES_MAX, Limit};
 
@@ -62,15 +64,24 @@ fn refuse(stream: TcpStream) {
 
 async fn serve(stream: TcpStream, _permit: OwnedSemaphorePermit, gate: Arc<Gate>, router: Router) {
     let _ = stream.set_nodelay(true);
+    let asked = AtomicBool::new(false);
+    let service = service_fn(|request| {
+        asked.store(true, Ordering::Relaxed);
+        router.clone().oneshot(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(gate.config.header_read_timeout)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_buf_size(2 * HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = gate.stages.closing.cancelled() => {
+            if !asked.load(Ordering::Relaxed) {
+                return; // hyper would wait for its first request
+            }
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 ended = connection => ended,
