@@ -937,6 +937,10 @@ async fn pages_of_this_host_may_call_and_foreign_ones_may_not_write() {
         refused(response, 403, "foreign_origin").await;
         assert_eq!(s.fake.calls.lock().unwrap().len(), calls);
     }
+    // behind a proxy that names another host, the browser's own word counts
+    let proxied = s.http.post(format!("{}{add}", s.base)).header("origin", "https://front.example");
+    let response = proxied.header("sec-fetch-site", "same-origin").body("{}").send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
     let preflight = |origin: &'static str| {
         s.http
             .request(reqwest::Method::OPTIONS, format!("{}{add}", s.base))
