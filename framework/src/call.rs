@@ -17,6 +17,7 @@ use perennial_core::partition::record::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::actor::{Actor, Answer, Args, BoxFuture, Format, encode};
+use crate::arguments::Arguments;
 use crate::data::Data;
 use crate::error::{CallError, Fault};
 
@@ -72,6 +73,18 @@ pub struct EventItem {
     pub id: EventId,
     /// postcard bytes of the event.
     pub event: Bytes,
+}
+
+impl EventItem {
+    /// A mark between events: the stream stands at `id`.
+    pub(crate) fn position(id: EventId) -> Self {
+        Self { id: EventId { n: u32::MAX, ..id }, event: Bytes::new() }
+    }
+
+    /// Whether this is a mark, not an event.
+    pub(crate) fn is_position(&self) -> bool {
+        self.id.n == u32::MAX
+    }
 }
 
 /// Position of an event: the log index of its entry and its number within the entry. Written `index-n`.
@@ -164,6 +177,12 @@ pub struct ActorHandle {
     timeout: Duration,
 }
 
+impl std::fmt::Debug for ActorHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("ActorHandle").field(&self.target).finish()
+    }
+}
+
 impl ActorHandle {
     pub(crate) fn new(target: Result<ActorId, Fault>, via: Via) -> Self {
         Self { target, via, timeout: CALL_TIMEOUT_DEFAULT }
@@ -184,8 +203,8 @@ impl ActorHandle {
         self
     }
 
-    /// Makes a call value; `args` are the macro's argument struct (used by generated code).
-    pub fn method<T: Data, X: Failure>(&self, method: &'static str, args: &impl Serialize) -> Call<T, X> {
+    /// Makes a call value; `args` are a tuple (used by generated code).
+    pub fn method<T: Data, X: Failure>(&self, method: &'static str, args: &impl Arguments) -> Call<T, X> {
         let message = self.target.clone().and_then(|target| {
             let args = encode(Format::Postcard, args)?;
             Ok(Message { target, method: method.to_owned(), args })

@@ -2,15 +2,25 @@
 //!
 //! See `README.md` for a first actor and `ARCHITECTURE.md` for how it works.
 
+extern crate self as perennial;
+
 pub mod actor;
 pub mod app;
+pub mod arguments;
 pub mod call;
 pub mod client;
+mod clock;
 pub mod ctx;
 pub mod data;
 pub mod error;
+mod host;
+pub mod link;
 pub mod node;
+mod protocol;
+pub mod replica;
+mod router;
 pub mod schema;
+mod session;
 pub mod status;
 
 pub use actor::{Actor, Format};
@@ -29,6 +39,9 @@ pub use perennial_macros::{actor, data};
 pub mod __private {
     pub use futures_util;
     pub use serde;
+
+    pub use crate::actor::no_such_handler;
+    pub use crate::data::{own_fingerprint, upgrade_from};
 }
 
 /// Everything an application's source usually needs.
