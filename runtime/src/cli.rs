@@ -18,7 +18,10 @@ pub(crate) const CLUSTER_FILE: &str = "cluster.toml";
 
 /// Virtual actors whose state is kept in replicated logs
 #[derive(Debug, Parser)]
-#[command(version, after_help = "Without a command: dev. Exit codes: 0 done, 1 failed, 2 wrong usage, 5 no node can be reached.")]
+#[command(
+    version,
+    after_help = "Without a command: dev. Exit codes: 0 done, 1 failed, 2 wrong usage, 5 no node can be reached."
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,

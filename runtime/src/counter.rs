@@ -43,7 +43,7 @@ impl Counter {
 
 /// Adds the counter to an application.
 pub(crate) fn register(app: App) -> App {
-    app
+    app.actor::<Counter>()
 }
 
 /// An untyped call of a counter, ready to be made many times.
@@ -169,8 +169,7 @@ impl RunningLoad for RunningCounters {
 }
 
 async fn read(client: &impl Caller, actor: &ActorId) -> Result<u64, Fault> {
-    let unreadable =
-        |why: String| Fault::Unreadable { what: "the value".into(), at: actor.to_string(), why };
+    let unreadable = |why: String| Fault::Unreadable { what: "the value".into(), at: actor.to_string(), why };
     match Prepared::get().call(client, actor).await.answer {
         Answer::Ok(bytes) => {
             let value: i64 = postcard::from_bytes(&bytes).map_err(|e| unreadable(e.to_string()))?;

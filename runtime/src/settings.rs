@@ -214,14 +214,17 @@ impl ServeArgs {
         let listen = self.listen.unwrap_or(LISTEN_DEFAULT);
         check(self.node_id.is_some(), "node_id is missing: name this node with --node-id n1".into());
         check(self.data.is_some(), "data is missing: name its data folder with --data DIR".into());
-        for (name, file) in [("tls_ca", &self.tls_ca), ("tls_cert", &self.tls_cert), ("tls_key", &self.tls_key)]
+        for (name, file) in
+            [("tls_ca", &self.tls_ca), ("tls_cert", &self.tls_cert), ("tls_key", &self.tls_key)]
         {
             match file {
                 None => check(
                     false,
                     format!("{name} is missing: nodes speak mutual TLS only; `certs` makes certificates"),
                 ),
-                Some(file) => check(file.is_file(), format!("{name} {}: there is no such file", file.display())),
+                Some(file) => {
+                    check(file.is_file(), format!("{name} {}: there is no such file", file.display()))
+                }
             }
         }
         check(
@@ -413,8 +416,18 @@ mod tests {
         };
         let problems = args.resolve().unwrap_err().problems.join("\n");
         for part in [
-            "\"wieght\"", "weight: ", "node_id: ", "data is missing", "tls_ca", "tls_cert", "tls_key",
-            "--advertise", "--http-public", "48", "replication is 0", "join is empty",
+            "\"wieght\"",
+            "weight: ",
+            "node_id: ",
+            "data is missing",
+            "tls_ca",
+            "tls_cert",
+            "tls_key",
+            "--advertise",
+            "--http-public",
+            "48",
+            "replication is 0",
+            "join is empty",
         ] {
             assert!(problems.contains(part), "{part} is not in:\n{problems}");
         }
@@ -433,7 +446,10 @@ mod tests {
     #[test]
     fn lengths_of_time_are_written_as_people_do() {
         let millis = |text: &str| text.parse::<Span>().map(|span| span.0.as_millis());
-        assert_eq!((millis("10"), millis("10s"), millis("5ms"), millis("2m")), (Ok(10_000), Ok(10_000), Ok(5), Ok(120_000)));
+        assert_eq!(
+            (millis("10"), millis("10s"), millis("5ms"), millis("2m")),
+            (Ok(10_000), Ok(10_000), Ok(5), Ok(120_000))
+        );
         assert!(millis("0s").is_err() && millis("soon").is_err() && millis("").is_err());
     }
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::time::Instant;
 
+use perennial::App;
 use perennial::actor::{Answer, Args, Format, Method};
 use perennial::call::{ActorId, Caller, Outbound};
 use perennial::core::hash::wide_hash;
 use perennial::core::id::{RequestId, SessionId};
 use perennial::schema::{Shape, Type, Types};
-use perennial::App;
 use serde_json::{Map, Value};
 
 use super::Launch;
@@ -177,7 +177,10 @@ mod tests {
 
     #[test]
     fn standard_input_is_an_object_that_arguments_complete() {
-        assert_eq!(read(&["-", "qty=3"], Some(&ADD), r#"{"sku":"tea","qty":2}"#), Ok(json!({"sku": "tea", "qty": 3})));
+        assert_eq!(
+            read(&["-", "qty=3"], Some(&ADD), r#"{"sku":"tea","qty":2}"#),
+            Ok(json!({"sku": "tea", "qty": 3}))
+        );
         assert!(read(&["-"], None, "[1]").unwrap_err().contains("no object"));
         assert!(read(&["-", "-"], None, "{}").unwrap_err().contains("once"));
     }

@@ -106,7 +106,8 @@ async fn demo(launch: &Launch, args: &DemoArgs, path: PathBuf) -> Result<Outcome
         tokio::time::sleep_until(due.into()).await;
         let spare = kills.last().map(|kill| kill.node.clone());
         let killed =
-            kill_and_return(&mut cluster, &client, &probe, spare.as_ref(), |line| progress.line(line)).await?;
+            kill_and_return(&mut cluster, &client, &probe, spare.as_ref(), |line| progress.line(line))
+                .await?;
         kills.push(killed);
     }
     tokio::time::sleep_until((begun + Duration::from_secs(args.seconds.into())).into()).await;
@@ -186,7 +187,10 @@ fn show(outcome: &Outcome) {
         output::data(note);
     }
     for kill in outcome.kills.iter().filter(|kill| kill.unanswered > 0) {
-        output::data(&format!("{} partitions of {} did not answer again in time", kill.unanswered, kill.node));
+        output::data(&format!(
+            "{} partitions of {} did not answer again in time",
+            kill.unanswered, kill.node
+        ));
     }
     let (text, color) = if outcome.kept {
         ("kept: every acknowledged turn is there, once", AnsiColor::Green)

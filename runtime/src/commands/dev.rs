@@ -83,7 +83,9 @@ impl Folder {
         }
         let file = path.join(CLUSTER_FILE);
         let last = if file.exists() { Some(ClusterFile::read(&file)?) } else { None };
-        if let Some(nodes) = last.as_ref().map(|last| last.nodes.len()).filter(|&n| n != usize::from(args.nodes)) {
+        if let Some(nodes) =
+            last.as_ref().map(|last| last.nodes.len()).filter(|&n| n != usize::from(args.nodes))
+        {
             return Err(CommandError::Failed(format!(
                 "{shown} holds a cluster of {nodes}: start it with --nodes {nodes}, \
                  give another folder with --data, or remove this one"
@@ -254,7 +256,12 @@ impl Wards {
         !self.down.is_empty() || !self.returning.is_empty()
     }
 
-    fn died(&mut self, cluster: &mut ProcessCluster, at: usize, status: ExitStatus) -> Result<(), CommandError> {
+    fn died(
+        &mut self,
+        cluster: &mut ProcessCluster,
+        at: usize,
+        status: ExitStatus,
+    ) -> Result<(), CommandError> {
         if self.started[at].elapsed() > RAN_WELL {
             self.pause[at] = RESTART_PAUSE_MIN;
         }
@@ -306,7 +313,11 @@ fn tail_logs(cluster: &ProcessCluster) -> JoinSet<()> {
                     Ok(read) if read > 0 && line.ends_with(b"\n") => {
                         let text = String::from_utf8_lossy(&line);
                         if text.contains(" WARN ") || text.contains("ERROR ") {
-                            output::say(&format!("{} {}", paint(&format!("{id} |"), AnsiColor::Cyan), text.trim_end()));
+                            output::say(&format!(
+                                "{} {}",
+                                paint(&format!("{id} |"), AnsiColor::Cyan),
+                                text.trim_end()
+                            ));
                         }
                         line.clear();
                     }

@@ -7,8 +7,8 @@ use anstyle::AnsiColor;
 use comfy_table::{Cell, Color};
 use perennial::status::{ClusterStatus, PartitionStatus};
 
-use super::{Interrupts, Launch};
 use super::target::Target;
+use super::{Interrupts, Launch};
 use crate::cli::StatusArgs;
 use crate::exit::{CommandError, Exit};
 use crate::output::{self, Output, paint, table};
@@ -77,7 +77,8 @@ fn text(status: &ClusterStatus, partitions: bool) -> String {
     }
     text += &format!("\n{}\n{}", members.trim_fmt(), summary(&status.partitions));
     if partitions {
-        let mut rows = table(&["#partition", "leader", "#term", "#commit", "#activations", "replicas (behind)"]);
+        let mut rows =
+            table(&["#partition", "leader", "#term", "#commit", "#activations", "replicas (behind)"]);
         for partition in &status.partitions {
             rows.add_row([
                 partition.partition.to_string(),
@@ -161,8 +162,14 @@ mod tests {
         };
         let text = anstream::adapter::strip_str(&text(&status, true)).to_string();
         for part in [
-            "c0ffee", "waiting for 1 more node", "127.0.0.1:7001", "2 partitions, 1 without a leader",
-            "at most 12 entries behind, 1 not known", "n1 n2 (-12) n3 (?)", "10 activations", "none",
+            "c0ffee",
+            "waiting for 1 more node",
+            "127.0.0.1:7001",
+            "2 partitions, 1 without a leader",
+            "at most 12 entries behind, 1 not known",
+            "n1 n2 (-12) n3 (?)",
+            "10 activations",
+            "none",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use perennial::Client;
 use perennial::client::{ClientConfig, ConnectError};
 use perennial::node::TlsFiles;
-use perennial::Client;
 
 use crate::cli::{CLUSTER_FILE, DEV_DATA_DEFAULT, TargetArgs};
 use crate::exit::CommandError;
@@ -35,7 +35,8 @@ impl Target {
         if !path.exists() {
             return Err(CommandError::NoCluster(no_file(&path, program)));
         }
-        let file = ClusterFile::read(&path).map_err(|error: HarnessError| CommandError::Usage(error.to_string()))?;
+        let file =
+            ClusterFile::read(&path).map_err(|error: HarnessError| CommandError::Usage(error.to_string()))?;
         let hint = format!("{} names it; is it still running? `{program} dev` starts one", path.display());
         Ok(Self { file, hint })
     }

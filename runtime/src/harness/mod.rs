@@ -156,10 +156,8 @@ impl ProcessCluster {
     pub async fn start(mut spec: ClusterSpec) -> Result<Self, HarnessError> {
         std::fs::create_dir_all(&spec.dir)
             .map_err(HarnessError::io(format!("make {}", spec.dir.display())))?;
-        spec.dir = spec
-            .dir
-            .canonicalize()
-            .map_err(HarnessError::io(format!("find {}", spec.dir.display())))?;
+        spec.dir =
+            spec.dir.canonicalize().map_err(HarnessError::io(format!("find {}", spec.dir.display())))?;
         if spec.ports.is_empty() {
             let free = free_ports(spec.nodes * 2)?;
             spec.ports = free.chunks(2).map(|pair| Ports { node: pair[0], http: pair[1] }).collect();

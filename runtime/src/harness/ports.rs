@@ -16,11 +16,8 @@ const RANDOM_PORTS: std::ops::Range<u16> = 18_000..32_000;
 pub(crate) fn free_ports(count: usize) -> Result<Vec<u16>, HarnessError> {
     let start = rand::rng().random_range(RANDOM_PORTS);
     // Listeners are held until all ports are found, so that no port is found twice.
-    let held: Vec<_> = (start..RANDOM_PORTS.end)
-        .chain(RANDOM_PORTS.start..start)
-        .filter_map(listen)
-        .take(count)
-        .collect();
+    let held: Vec<_> =
+        (start..RANDOM_PORTS.end).chain(RANDOM_PORTS.start..start).filter_map(listen).take(count).collect();
     let ports: Vec<_> = held.iter().filter_map(|listener| Some(listener.local_addr().ok()?.port())).collect();
     if ports.len() == count { Ok(ports) } else { Err(HarnessError::NoPort) }
 }

@@ -51,13 +51,7 @@ struct Running {
 }
 
 impl NodeProcess {
-    pub(super) fn new(
-        spec: &ClusterSpec,
-        id: NodeId,
-        ports: Ports,
-        join: &[String],
-        tls: &TlsFiles,
-    ) -> Self {
+    pub(super) fn new(spec: &ClusterSpec, id: NodeId, ports: Ports, join: &[String], tls: &TlsFiles) -> Self {
         let dir = spec.dir.join(id.as_str());
         let mut args = vec!["serve".to_owned(), "--exit-with-stdin".to_owned()];
         for (flag, value) in [
@@ -96,7 +90,9 @@ impl NodeProcess {
         let open = || File::options().create(true).append(true).open(&self.log);
         let log = open().map_err(HarnessError::io(format!("open {}", self.log.display())))?;
         let mut command = Command::new(&self.exe);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(ENV_PREFIX)) {
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(ENV_PREFIX))
+        {
             command.env_remove(name);
         }
         let mut child = command
