@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use perennial_core::id::ActorId;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::arguments::Arguments;
 use crate::call::ActorHandle;
 use crate::ctx::{Ctx, Effects, TurnEnv};
 use crate::data::Data;
-use crate::error::Fault;
+use crate::error::{CallError, Fault, Reply};
 use crate::schema::{Type, Types};
 
 /// How arguments and answers are encoded.
@@ -85,11 +85,11 @@ pub struct Args {
 }
 
 impl Args {
-    /// Decodes into the macro's argument struct (named fields; JSON refuses unknown ones).
+    /// Decodes into a tuple: postcard by position, JSON by the names of the parameters.
     ///
     /// # Errors
     /// [`Fault::BadArguments`] that says what the handler takes.
-    pub fn decode<T: DeserializeOwned>(&self, kind: &str, method: &Method) -> Result<T, Fault> {
+    pub fn decode<T: Arguments>(&self, kind: &str, method: &Method) -> Result<T, Fault> {
         let problem = match self.format {
             Format::Postcard => match postcard::take_from_bytes::<T>(&self.bytes) {
                 Ok((args, [])) => return Ok(args),
@@ -98,7 +98,8 @@ impl Args {
             },
             Format::Json => {
                 let text: &[u8] = if self.bytes.is_empty() { b"{}" } else { &self.bytes };
-                match serde_json::from_slice(text) {
+                let mut json = serde_json::Deserializer::from_slice(text);
+                match T::by_name(method.params, &mut json).and_then(|args| json.end().map(|()| args)) {
                     Ok(args) => return Ok(args),
                     Err(error) => error.to_string(),
                 }
@@ -126,13 +127,33 @@ pub enum Answer {
 
 impl Answer {
     /// Encodes a value (used by generated code).
-    pub fn ok<T: Serialize>(format: Format, value: &T) -> Self {
-        encode(format, value).map_or_else(Self::Fault, Self::Ok)
+    pub fn of_value<T: Data>(format: Format, value: T) -> Self {
+        encode(format, &value).map_or_else(Self::Fault, Self::Ok)
     }
 
-    /// Encodes an application error (used by generated code).
-    pub fn app<E: Serialize>(format: Format, error: &E) -> Self {
-        encode(format, error).map_or_else(Self::Fault, Self::App)
+    /// Encodes the outcome of a handler with errors of its own (used by generated code).
+    pub fn of_result<T: Data, E: Data>(format: Format, result: Result<T, E>) -> Self {
+        match result {
+            Ok(value) => Self::of_value(format, value),
+            Err(error) => encode(format, &error).map_or_else(Self::Fault, Self::App),
+        }
+    }
+
+    /// Encodes the outcome of a handler that passes faults on (used by generated code).
+    pub fn of_fallible<T: Data>(format: Format, result: Result<T, Fault>) -> Self {
+        match result {
+            Ok(value) => Self::of_value(format, value),
+            Err(fault) => Self::Fault(fault),
+        }
+    }
+
+    /// Encodes the outcome of a handler with both (used by generated code).
+    pub fn of_reply<T: Data, E: Data>(format: Format, reply: Reply<T, E>) -> Self {
+        match reply {
+            Ok(value) => Self::of_value(format, value),
+            Err(CallError::App(error)) => Self::of_result::<T, E>(format, Err(error)),
+            Err(CallError::Fault(fault)) => Self::Fault(fault),
+        }
     }
 }
 
@@ -160,6 +181,10 @@ pub enum Run<'a> {
 }
 
 /// An actor type. Implemented by `#[actor]`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an actor",
+    note = "put `#[actor]` on the impl block with its handlers"
+)]
 pub trait Actor: Data + Default {
     /// Stable name of the type: the struct's name unless `#[actor(kind = "..")]` says otherwise.
     const KIND: &'static str;
@@ -273,7 +298,7 @@ impl<A: Actor> Kind for KindOf<A> {
         }
     }
     fn upgrade(&self, bytes: &[u8], written_with: &crate::schema::Schema) -> Result<Box<dyn State>, String> {
-        let state: A = written_with.read(bytes).map_err(|e| e.to_string())?;
+        let state = A::upgrade(bytes, written_with).map_err(|e| e.to_string())?;
         Ok(Box::new(StateOf(state)))
     }
     fn event_json(&self, bytes: &[u8]) -> Result<Vec<u8>, String> {
@@ -345,6 +370,17 @@ fn panicked<A: Actor>(method: &Method, panic: &(dyn Any + Send)) -> Answer {
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".to_owned());
     Answer::Fault(Fault::Panicked { kind: A::KIND.to_owned(), method: method.name.to_owned(), message })
+}
+
+/// The answer of a dispatch that was given a number without a handler of that nature (used by generated
+/// code).
+#[doc(hidden)]
+pub fn no_such_handler<A: Actor>(method: usize) -> Run<'static> {
+    Run::Done(Answer::Fault(Fault::UnknownMethod {
+        kind: A::KIND.to_owned(),
+        method: format!("#{method}"),
+        known: A::METHODS.iter().map(Method::signature).collect(),
+    }))
 }
 
 /// Checks that a name given by a user is a valid kind and key.

@@ -17,6 +17,7 @@ use perennial_core::partition::record::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::actor::{Actor, Answer, Args, BoxFuture, Format, encode};
+use crate::arguments::Arguments;
 use crate::data::Data;
 use crate::error::{CallError, Fault};
 
@@ -164,6 +165,12 @@ pub struct ActorHandle {
     timeout: Duration,
 }
 
+impl std::fmt::Debug for ActorHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("ActorHandle").field(&self.target).finish()
+    }
+}
+
 impl ActorHandle {
     pub(crate) fn new(target: Result<ActorId, Fault>, via: Via) -> Self {
         Self { target, via, timeout: CALL_TIMEOUT_DEFAULT }
@@ -184,8 +191,8 @@ impl ActorHandle {
         self
     }
 
-    /// Makes a call value; `args` are the macro's argument struct (used by generated code).
-    pub fn method<T: Data, X: Failure>(&self, method: &'static str, args: &impl Serialize) -> Call<T, X> {
+    /// Makes a call value; `args` are a tuple (used by generated code).
+    pub fn method<T: Data, X: Failure>(&self, method: &'static str, args: &impl Arguments) -> Call<T, X> {
         let message = self.target.clone().and_then(|target| {
             let args = encode(Format::Postcard, args)?;
             Ok(Message { target, method: method.to_owned(), args })

@@ -2,8 +2,11 @@
 //!
 //! See `README.md` for a first actor and `ARCHITECTURE.md` for how it works.
 
+extern crate self as perennial;
+
 pub mod actor;
 pub mod app;
+pub mod arguments;
 pub mod call;
 pub mod client;
 pub mod ctx;
@@ -29,6 +32,9 @@ pub use perennial_macros::{actor, data};
 pub mod __private {
     pub use futures_util;
     pub use serde;
+
+    pub use crate::actor::no_such_handler;
+    pub use crate::data::{own_fingerprint, upgrade_from};
 }
 
 /// Everything an application's source usually needs.

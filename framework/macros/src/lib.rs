@@ -1,12 +1,61 @@
 //! The attribute macros of Perennial.
+//!
+//! Owns the translation of a user's types and impl blocks into the traits of the crate `perennial`,
+//! and the refusal, on the user's own line, of what those traits cannot carry. Never decides anything
+//! at run time: the code it writes only calls `perennial`. In: Rust items. Out: Rust items.
+
+mod actor;
+mod data;
+mod serde_attrs;
+
 use proc_macro::TokenStream;
-/// Derives what stored and sent types need.
+
+/// Makes a struct or enum something that may be stored or sent: implements `perennial::Data`.
+///
+/// Derives `Clone`, `Debug`, `PartialEq`, `Serialize` and `Deserialize`, leaving out what the item
+/// derives already below this attribute. Serde attributes that the compact encoding cannot carry
+/// (`flatten`, `untagged`, `tag`, `skip_serializing_if`, ...) are refused; `rename`, `rename_all`,
+/// `alias`, `default` and, on named fields, `skip` are fine.
+///
+/// `#[data(upgrade_from = CartV1)]`: the state of an actor that was written as `CartV1` is read as
+/// such and converted with `From<CartV1>`.
 #[proc_macro_attribute]
-pub fn data(_attr: TokenStream, item: TokenStream) -> TokenStream {
-    item
+pub fn data(attr: TokenStream, item: TokenStream) -> TokenStream {
+    data::expand(attr.into(), item.into()).into()
 }
-/// Makes an impl block an actor.
+
+/// Makes the type of an inherent impl block an actor: implements `perennial::Actor` and writes its
+/// typed reference, `CartRef` for `Cart`.
+///
+/// Each `pub fn` and `pub async fn` is a handler: `&mut self` writes, `&self` reads. The context, if
+/// wanted, comes right after `self`: `&mut Ctx<Self>` in a write, `&Ctx<Self>` in a read. Other
+/// functions stay as they are and are not remote.
+///
+/// Options: `#[actor(kind = "shop.cart", event = CartEvent)]`. The kind is the stable name of the type
+/// in ids, URLs and logs (default: the struct's name); the event is what `ctx.publish` takes.
 #[proc_macro_attribute]
-pub fn actor(_attr: TokenStream, item: TokenStream) -> TokenStream {
-    item
+pub fn actor(attr: TokenStream, item: TokenStream) -> TokenStream {
+    actor::expand(attr.into(), item.into()).into()
+}
+
+/// Collects errors, so that one compilation shows all of them.
+#[derive(Default)]
+struct Errors(Option<syn::Error>);
+
+impl Errors {
+    fn push(&mut self, error: syn::Error) {
+        match &mut self.0 {
+            Some(all) => all.combine(error),
+            None => self.0 = Some(error),
+        }
+    }
+
+    /// Keeps the error, gives the value.
+    fn take<T>(&mut self, result: syn::Result<T>) -> Option<T> {
+        result.map_err(|error| self.push(error)).ok()
+    }
+
+    fn into_tokens(self) -> proc_macro2::TokenStream {
+        self.0.map(|all| all.to_compile_error()).unwrap_or_default()
+    }
 }

@@ -1,0 +1,579 @@
+//! `#[actor]`: the handlers of an impl block, their dispatch and the typed reference.
+
+use proc_macro2::{Span, TokenStream};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
+use syn::parse::Parser;
+use syn::spanned::Spanned;
+use syn::visit_mut::{self, VisitMut};
+use syn::{
+    Attribute, FnArg, GenericArgument, Ident, ImplItem, ImplItemFn, ItemImpl, Lifetime, LitStr, Pat, Path,
+    PathArguments, ReceiverKind, ReturnType, Safety, Type, TypeImplTrait, TypeReference, Visibility,
+};
+
+use crate::Errors;
+use crate::serde_attrs::plain;
+
+/// Names that the typed reference has already.
+const RESERVED: [&str; 5] = ["id", "events", "events_from", "with_timeout", "clone"];
+/// Most parameters of a handler; serde has no longer tuples.
+const PARAMS_MAX: usize = 16;
+/// Longest kind, as in `perennial_core::id`.
+const KIND_BYTES_MAX: usize = 64;
+
+/// One remote function.
+struct Handler {
+    ident: Ident,
+    write: bool,
+    asynchronous: bool,
+    context: bool,
+    params: Vec<(Ident, Type)>,
+    outcome: Outcome,
+    attrs: Vec<Attribute>,
+}
+
+/// What a handler returns.
+enum Outcome {
+    /// `T`, or nothing.
+    Value(Type),
+    /// `Result<T, E>`.
+    Result(Type, Type),
+    /// `Reply<T, E>`.
+    Reply(Type, Type),
+    /// `Result<T, Fault>`.
+    Fallible(Type),
+}
+
+#[derive(Default)]
+struct Options {
+    kind: Option<LitStr>,
+    event: Option<Type>,
+}
+
+pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
+    let block = match syn::parse2::<ItemImpl>(item.clone()) {
+        Ok(block) => block,
+        Err(_) => {
+            let text = "`#[actor]` stands on the impl block with the handlers: `#[actor] impl Cart { .. }`";
+            let error = syn::Error::new(Span::call_site(), text).to_compile_error();
+            return quote! { #item #error };
+        }
+    };
+    let mut errors = Errors::default();
+    let Some(path) = errors.take(actor_path(&block)) else {
+        let errors = errors.into_tokens();
+        return quote! { #block #errors };
+    };
+    let options = errors.take(Options::parse(attr)).unwrap_or_default();
+    let mut handlers: Vec<Handler> = Vec::new();
+    for item in &block.items {
+        let ImplItem::Fn(function) = item else { continue };
+        if !matches!(function.vis, Visibility::Public(_)) {
+            continue;
+        }
+        if let Some(handler) = errors.take(Handler::read(function, &path)) {
+            if handlers.iter().any(|other| other.ident == handler.ident) {
+                errors.push(syn::Error::new(handler.ident.span(), "two handlers have this name"));
+            } else {
+                handlers.push(handler);
+            }
+        }
+    }
+    let actor = actor_impl(&path, &options, &handlers);
+    let reference = reference(&path, &options, &handlers);
+    let errors = errors.into_tokens();
+    quote! {
+        #[allow(unreachable_pub, reason = "`pub` says that a handler is remote")]
+        #block
+        #actor
+        #reference
+        #errors
+    }
+}
+
+/// The type of an inherent impl block without parameters.
+fn actor_path(block: &ItemImpl) -> syn::Result<Path> {
+    if let Some((path, _)) = &block.trait_ {
+        let text = "`#[actor]` stands on the inherent impl block with the handlers: `impl Cart { .. }`";
+        return Err(syn::Error::new_spanned(path, text));
+    }
+    let plain_path = match &*block.self_ty {
+        Type::Path(ty) if ty.qself.is_none() => Some(&ty.path),
+        _ => None,
+    };
+    let simple = plain_path.filter(|path| path.segments.iter().all(|s| s.arguments.is_none()));
+    match simple {
+        Some(path) if block.generics.params.is_empty() => Ok(path.clone()),
+        _ => Err(syn::Error::new_spanned(
+            &block.self_ty,
+            "an actor is a struct or enum without parameters: its name is the kind of its actors",
+        )),
+    }
+}
+
+impl Options {
+    fn parse(attr: TokenStream) -> syn::Result<Self> {
+        let mut options = Self::default();
+        let parser = syn::meta::parser(|meta| {
+            if meta.path.is_ident("kind") {
+                options.kind = Some(check_kind(meta.value()?.parse()?)?);
+            } else if meta.path.is_ident("event") {
+                options.event = Some(meta.value()?.parse()?);
+            } else {
+                let text = "unknown option: `#[actor]` takes `kind = \"name\"` and `event = EventType`";
+                return Err(meta.error(text));
+            }
+            Ok(())
+        });
+        parser.parse2(attr)?;
+        Ok(options)
+    }
+}
+
+fn check_kind(kind: LitStr) -> syn::Result<LitStr> {
+    let name = kind.value();
+    let fits = (1..=KIND_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if fits {
+        return Ok(kind);
+    }
+    let text = format!("a kind has 1 to {KIND_BYTES_MAX} characters of A-Z a-z 0-9 . _ -");
+    Err(syn::Error::new(kind.span(), text))
+}
+
+impl Handler {
+    fn read(function: &ImplItemFn, actor: &Path) -> syn::Result<Self> {
+        let sig = &function.sig;
+        refuse_qualifiers(function)?;
+        let write = receiver(function)?;
+        let mut context = false;
+        let mut params = Vec::new();
+        for (position, arg) in sig.inputs.iter().skip(1).enumerate() {
+            let FnArg::Typed(arg) = arg else { continue };
+            if let Some(mutable) = context_param(&arg.ty)? {
+                if position > 0 {
+                    return Err(syn::Error::new_spanned(arg, "the context comes first, right after `self`"));
+                }
+                if mutable && !write {
+                    let text = "a read (`&self`) takes `&Ctx<Self>`: it cannot send, schedule or publish; make it \
+                                `&mut self` if it should";
+                    return Err(syn::Error::new_spanned(&arg.ty, text));
+                }
+                context = true;
+                continue;
+            }
+            params.push((param_name(&arg.pat)?, owned(&arg.ty, actor)?));
+        }
+        if params.len() > PARAMS_MAX {
+            let text =
+                format!("a handler takes at most {PARAMS_MAX} parameters: put them into a `#[data]` struct");
+            return Err(syn::Error::new_spanned(&sig.inputs, text));
+        }
+        let attrs =
+            function.attrs.iter().filter(|a| a.path().is_ident("doc") || a.path().is_ident("deprecated"));
+        Ok(Self {
+            ident: sig.ident.clone(),
+            write,
+            asynchronous: sig.asyncness.is_some(),
+            context,
+            params,
+            outcome: Outcome::read(&sig.output, actor)?,
+            attrs: attrs.cloned().collect(),
+        })
+    }
+
+    /// Its entry in `METHODS`.
+    fn description(&self) -> TokenStream {
+        let name = plain(&self.ident);
+        let (write, asynchronous, doc) = (self.write, self.asynchronous, first_paragraph(&self.attrs));
+        let params = self.params.iter().map(|(ident, ty)| {
+            let (name, text) = (plain(ident), type_text(ty));
+            quote! {
+                ::perennial::actor::Param { name: #name, ty: #text, schema: <#ty as ::perennial::Data>::schema }
+            }
+        });
+        let value = self.outcome.value();
+        let returns = type_text(value);
+        quote! {
+            ::perennial::actor::Method {
+                name: #name,
+                write: #write,
+                asynchronous: #asynchronous,
+                params: &[#(#params),*],
+                returns: #returns,
+                returns_schema: <#value as ::perennial::Data>::schema,
+                doc: #doc,
+            }
+        }
+    }
+
+    /// Its arm in `read` or `write`.
+    fn arm(&self, number: usize) -> TokenStream {
+        let types = self.params.iter().map(|(_, ty)| ty);
+        let locals: Vec<_> = (0..self.params.len()).map(|n| format_ident!("argument_{n}")).collect();
+        let ident = &self.ident;
+        let context = self.context.then(|| quote!(ctx,));
+        let await_ = self.asynchronous.then(|| quote!(.await));
+        let encode = self.outcome.encoder();
+        let span = ident.span();
+        let answer = quote_spanned! {span=>
+            ::perennial::actor::Answer::#encode(format, Self::#ident(self, #context #(#locals),*)#await_)
+        };
+        let run = if self.asynchronous {
+            quote_spanned! {span=>
+                ::perennial::actor::Run::Later(::std::boxed::Box::pin(async move { #answer }))
+            }
+        } else {
+            quote! { ::perennial::actor::Run::Done(#answer) }
+        };
+        quote! {
+            #number => {
+                let format = args.format;
+                let method = &<Self as ::perennial::Actor>::METHODS[#number];
+                match args.decode::<(#(#types,)*)>(<Self as ::perennial::Actor>::KIND, method) {
+                    ::core::result::Result::Ok((#(#locals,)*)) => #run,
+                    ::core::result::Result::Err(fault) => {
+                        ::perennial::actor::Run::Done(::perennial::actor::Answer::Fault(fault))
+                    }
+                }
+            }
+        }
+    }
+
+    /// Its method on the typed reference.
+    fn call(&self, actor: &Path) -> TokenStream {
+        let (ident, attrs, name) = (&self.ident, &self.attrs, plain(&self.ident));
+        let undocumented = !attrs.iter().any(|attr| attr.path().is_ident("doc"));
+        let doc = undocumented.then(|| {
+            let text = format!("Calls `{}::{name}`.", type_text(actor));
+            quote!(#[doc = #text])
+        });
+        let params = self.params.iter().map(|(ident, ty)| quote!(#ident: #ty));
+        let names = self.params.iter().map(|(ident, _)| ident);
+        let value = self.outcome.value();
+        let failure = match &self.outcome {
+            Outcome::Value(_) | Outcome::Fallible(_) => quote!(::perennial::Fault),
+            Outcome::Result(_, error) | Outcome::Reply(_, error) => quote!(::perennial::CallError<#error>),
+        };
+        quote! {
+            #(#attrs)*
+            #doc
+            pub fn #ident(&self, #(#params),*) -> ::perennial::Call<#value, #failure> {
+                self.handle.method(#name, &(#(#names,)*))
+            }
+        }
+    }
+}
+
+fn refuse_qualifiers(function: &ImplItemFn) -> syn::Result<()> {
+    let sig = &function.sig;
+    let qualifier = if let Some(token) = &sig.constness {
+        Some(("const", token.span()))
+    } else if let Safety::Unsafe(token) = &sig.safety {
+        Some(("unsafe", token.span()))
+    } else {
+        sig.abi.as_ref().map(|abi| ("extern", abi.span()))
+    };
+    if let Some((what, span)) = qualifier {
+        return Err(syn::Error::new(span, format!("a handler cannot be `{what}`; a private fn can")));
+    }
+    if let Some(attr) = function.attrs.iter().find(|attr| attr.path().is_ident("cfg")) {
+        let text = "a handler cannot depend on `cfg`: every node must have the same handlers";
+        return Err(syn::Error::new_spanned(attr, text));
+    }
+    if !sig.generics.params.is_empty() {
+        let text = "a handler cannot be generic: its arguments travel between nodes, name their types";
+        return Err(syn::Error::new_spanned(&sig.generics, text));
+    }
+    let name = plain(&sig.ident);
+    if RESERVED.contains(&&*name) {
+        let text = format!("the typed reference has a method `{name}` of its own: choose another name");
+        return Err(syn::Error::new(sig.ident.span(), text));
+    }
+    Ok(())
+}
+
+/// Whether the handler writes.
+fn receiver(function: &ImplItemFn) -> syn::Result<bool> {
+    let sig = &function.sig;
+    let Some(receiver) = sig.receiver() else {
+        let text = "a `pub fn` is a handler and needs `&self` (read) or `&mut self` (write); make it private, or \
+                    move it to an impl block without `#[actor]`";
+        return Err(syn::Error::new(sig.ident.span(), text));
+    };
+    match &receiver.kind {
+        ReceiverKind::Reference(_, None, mutability) => Ok(mutability.is_some()),
+        _ => Err(syn::Error::new_spanned(
+            receiver,
+            "a handler takes `&self` (read) or `&mut self` (write): the state stays with the actor",
+        )),
+    }
+}
+
+/// `Some(mutable)` for `&Ctx<..>` and `&mut Ctx<..>`.
+fn context_param(ty: &Type) -> syn::Result<Option<bool>> {
+    let is_context = |ty: &Type| match ty {
+        Type::Path(ty) => ty.path.segments.last().is_some_and(|segment| segment.ident == "Ctx"),
+        _ => false,
+    };
+    match ty {
+        Type::Reference(reference) if is_context(&reference.elem) => Ok(Some(reference.mutability.is_some())),
+        ty if is_context(ty) => Err(syn::Error::new_spanned(
+            ty,
+            "the context is borrowed: `&mut Ctx<Self>` in a write, `&Ctx<Self>` in a read",
+        )),
+        _ => Ok(None),
+    }
+}
+
+fn param_name(pat: &Pat) -> syn::Result<Ident> {
+    match pat {
+        Pat::Ident(pat) if pat.by_ref.is_none() && pat.subpat.is_none() => Ok(pat.ident.clone()),
+        _ => Err(syn::Error::new_spanned(
+            pat,
+            "a parameter needs a plain name: callers give arguments by name",
+        )),
+    }
+}
+
+/// The type with `Self` replaced; refuses what cannot travel.
+fn owned(ty: &Type, actor: &Path) -> syn::Result<Type> {
+    let mut check = Owned { actor, error: None };
+    let mut ty = ty.clone();
+    check.visit_type_mut(&mut ty);
+    check.error.map_or(Ok(ty), Err)
+}
+
+struct Owned<'a> {
+    actor: &'a Path,
+    error: Option<syn::Error>,
+}
+
+impl VisitMut for Owned<'_> {
+    fn visit_type_reference_mut(&mut self, ty: &mut TypeReference) {
+        let instead = match &*ty.elem {
+            Type::Path(path) if path.path.is_ident("str") => "String".to_owned(),
+            Type::Slice(slice) => format!("Vec<{}>", type_text(&slice.elem)),
+            other => type_text(other),
+        };
+        let text =
+            format!("what handlers take and return travels between nodes, so it is owned: use `{instead}`");
+        self.error.get_or_insert(syn::Error::new_spanned(ty, text));
+    }
+    fn visit_type_impl_trait_mut(&mut self, ty: &mut TypeImplTrait) {
+        let text =
+            "what handlers take and return travels between nodes: name the type instead of `impl Trait`";
+        self.error.get_or_insert(syn::Error::new_spanned(ty, text));
+    }
+    fn visit_lifetime_mut(&mut self, lifetime: &mut Lifetime) {
+        if lifetime.ident != "static" {
+            let text = "what handlers take and return travels between nodes, so it is owned: use a type without a \
+                        lifetime";
+            self.error.get_or_insert(syn::Error::new(lifetime.span(), text));
+        }
+    }
+    fn visit_path_mut(&mut self, path: &mut Path) {
+        if path.segments.first().is_some_and(|segment| segment.ident == "Self") {
+            let rest = path.segments.iter().skip(1).cloned();
+            let segments = self.actor.segments.iter().cloned().chain(rest).collect();
+            *path = Path { leading_colon: self.actor.leading_colon, segments };
+        }
+        visit_mut::visit_path_mut(self, path);
+    }
+}
+
+impl Outcome {
+    fn read(output: &ReturnType, actor: &Path) -> syn::Result<Self> {
+        let ReturnType::Type(_, ty) = output else {
+            return Ok(Self::Value(syn::parse_quote!(())));
+        };
+        let ty = owned(ty, actor)?;
+        let Some((name, args)) = last_segment(&ty) else { return Ok(Self::Value(ty)) };
+        if name != "Result" && name != "Reply" {
+            return Ok(Self::Value(ty));
+        }
+        let [value, error] = &args[..] else {
+            let text = format!("write both types, `{name}<T, E>`: callers get them as they stand here");
+            return Err(syn::Error::new_spanned(&ty, text));
+        };
+        if name == "Reply" {
+            return Ok(Self::Reply(value.clone(), error.clone()));
+        }
+        Ok(match last_segment(error) {
+            Some((name, inner)) if name == "CallError" && inner.len() == 1 => {
+                Self::Reply(value.clone(), inner[0].clone())
+            }
+            Some((name, _)) if name == "Fault" => Self::Fallible(value.clone()),
+            _ => Self::Result(value.clone(), error.clone()),
+        })
+    }
+
+    fn value(&self) -> &Type {
+        match self {
+            Self::Value(value) | Self::Result(value, _) | Self::Reply(value, _) | Self::Fallible(value) => {
+                value
+            }
+        }
+    }
+
+    /// The function of `Answer` that encodes it.
+    fn encoder(&self) -> Ident {
+        let name = match self {
+            Self::Value(_) => "of_value",
+            Self::Result(..) => "of_result",
+            Self::Reply(..) => "of_reply",
+            Self::Fallible(_) => "of_fallible",
+        };
+        Ident::new(name, Span::call_site())
+    }
+}
+
+/// Name and type arguments of the last segment of a path.
+fn last_segment(ty: &Type) -> Option<(String, Vec<Type>)> {
+    let Type::Path(ty) = ty else { return None };
+    let segment = ty.path.segments.last()?;
+    let types = match &segment.arguments {
+        PathArguments::AngleBracketed(list) => {
+            let types = list.args.iter().filter_map(|arg| match arg {
+                GenericArgument::Type(ty) => Some(ty.clone()),
+                _ => None,
+            });
+            types.collect()
+        }
+        _ => Vec::new(),
+    };
+    Some((segment.ident.to_string(), types))
+}
+
+fn actor_impl(path: &Path, options: &Options, handlers: &[Handler]) -> TokenStream {
+    let name = path.segments.last().map(|segment| plain(&segment.ident)).unwrap_or_default();
+    let kind = options.kind.as_ref().map_or(name, LitStr::value);
+    let event = options.event.as_ref().map_or_else(|| quote!(()), ToTokens::to_token_stream);
+    let reference = reference_name(path);
+    let descriptions = handlers.iter().map(Handler::description);
+    let arms = |write: bool| {
+        let own = handlers.iter().enumerate().filter(move |(_, handler)| handler.write == write);
+        own.map(|(number, handler)| handler.arm(number))
+    };
+    let (reads, writes) = (arms(false), arms(true));
+    quote! {
+        #[automatically_derived]
+        #[allow(warnings, clippy::all, clippy::pedantic, reason = "generated by #[actor]")]
+        impl ::perennial::Actor for #path {
+            const KIND: &'static str = #kind;
+            type Event = #event;
+            type Ref = #reference;
+            const METHODS: &'static [::perennial::actor::Method] = &[#(#descriptions),*];
+
+            fn make_ref(handle: ::perennial::call::ActorHandle) -> #reference {
+                #reference { handle }
+            }
+            fn read<'a>(
+                &'a self,
+                ctx: &'a ::perennial::Ctx<Self>,
+                method: usize,
+                args: ::perennial::actor::Args,
+            ) -> ::perennial::actor::Run<'a> {
+                match method {
+                    #(#reads)*
+                    _ => ::perennial::__private::no_such_handler::<Self>(method),
+                }
+            }
+            fn write<'a>(
+                &'a mut self,
+                ctx: &'a mut ::perennial::Ctx<Self>,
+                method: usize,
+                args: ::perennial::actor::Args,
+            ) -> ::perennial::actor::Run<'a> {
+                match method {
+                    #(#writes)*
+                    _ => ::perennial::__private::no_such_handler::<Self>(method),
+                }
+            }
+        }
+    }
+}
+
+fn reference_name(path: &Path) -> Ident {
+    let (name, span) =
+        path.segments.last().map_or((String::new(), path.span()), |s| (plain(&s.ident), s.ident.span()));
+    Ident::new(&format!("{name}Ref"), span)
+}
+
+fn reference(path: &Path, options: &Options, handlers: &[Handler]) -> TokenStream {
+    let name = reference_name(path);
+    let actor = type_text(path);
+    let doc = format!("A reference to an actor of type [`{actor}`]: a method for each of its handlers.");
+    let calls = handlers.iter().map(|handler| handler.call(path));
+    let events = options.event.as_ref().map(|event| {
+        quote! {
+            /// The events that the actor publishes from now on.
+            pub fn events(&self) -> ::perennial::call::Events<#event> {
+                self.events_from(::perennial::EventsFrom::Now)
+            }
+            /// The actor's events from a chosen place on, to resume a stream.
+            pub fn events_from(&self, from: ::perennial::EventsFrom) -> ::perennial::call::Events<#event> {
+                self.handle.events::<#path>(from)
+            }
+        }
+    });
+    quote! {
+        #[doc = #doc]
+        #[allow(warnings, clippy::all, clippy::pedantic, reason = "generated by #[actor]")]
+        #[derive(::core::clone::Clone, ::core::fmt::Debug)]
+        pub struct #name {
+            handle: ::perennial::call::ActorHandle,
+        }
+
+        #[allow(warnings, clippy::all, clippy::pedantic, reason = "generated by #[actor]")]
+        impl #name {
+            #(#calls)*
+            #events
+            /// The actor's id; a fault when the key it was made with is not valid.
+            ///
+            /// # Errors
+            /// `Fault::BadName`.
+            pub fn id(&self) -> ::core::result::Result<&::perennial::call::ActorId, &::perennial::Fault> {
+                self.handle.id()
+            }
+            /// The same reference with another time-out for its calls.
+            #[must_use]
+            pub fn with_timeout(self, timeout: ::core::time::Duration) -> Self {
+                Self { handle: self.handle.with_timeout(timeout) }
+            }
+        }
+    }
+}
+
+/// A type as people write it: `Vec<String>`.
+fn type_text(ty: &impl ToTokens) -> String {
+    let mut text = ty.to_token_stream().to_string();
+    let tighten = [
+        (" ::", "::"),
+        (":: ", "::"),
+        (" <", "<"),
+        ("< ", "<"),
+        (" >", ">"),
+        (" ,", ","),
+        (" ;", ";"),
+        ("( ", "("),
+        (" )", ")"),
+    ];
+    for (wide, tight) in tighten {
+        text = text.replace(wide, tight);
+    }
+    text.replace(",>", ">")
+}
+
+fn first_paragraph(attrs: &[Attribute]) -> String {
+    let mut lines = Vec::new();
+    for attr in attrs.iter().filter(|attr| attr.path().is_ident("doc")) {
+        let Ok(syn::MetaNameValue { value, .. }) = attr.meta.require_name_value() else { continue };
+        let syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(line), .. }) = value else { continue };
+        lines.extend(line.value().lines().map(|line| line.trim().to_owned()));
+        if line.value().is_empty() {
+            lines.push(String::new());
+        }
+    }
+    let paragraph = lines.iter().skip_while(|line| line.is_empty()).take_while(|line| !line.is_empty());
+    paragraph.cloned().collect::<Vec<_>>().join(" ")
+}
