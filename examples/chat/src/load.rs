@@ -102,7 +102,7 @@ async fn listen(ctx: LoadContext, key: String, heard: Heard, closing: Cancellati
     let room = ctx.client.get::<Room>(key);
     let mut from = EventsFrom::Start;
     while !closing.is_cancelled() {
-        let mut events = room.events(from);
+        let mut events = room.events_from(from);
         while let Some(Some(Ok((id, event)))) = closing.run_until_cancelled(events.next()).await {
             from = EventsFrom::After(id);
             let (seq, text) = match event {
