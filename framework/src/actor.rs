@@ -221,6 +221,8 @@ pub trait Kind: Send + Sync {
     fn methods(&self) -> &'static [Method];
     /// Shape of the state, with its named types.
     fn state_schema(&self) -> (Type, Types);
+    /// Fingerprint of the state's schema.
+    fn fingerprint(&self) -> u64;
     /// Shape of the events.
     fn event_schema(&self) -> (Type, Types);
     /// The state of an actor that nobody has called yet.
@@ -254,21 +256,27 @@ pub trait State: Send + Sync + 'static {
         args: Args,
         env: TurnEnv,
     ) -> BoxFuture<'static, (Option<Box<dyn State>>, Finished)>;
-    /// Encodes with postcard.
+    /// Encodes with postcard behind what `bytes` holds already.
     ///
     /// # Errors
     /// What the encoder said.
-    fn encode(&self) -> Result<Vec<u8>, String>;
+    fn encode_into(&self, bytes: Vec<u8>) -> Result<Vec<u8>, String>;
     /// For tests that look inside.
     fn as_any(&self) -> &dyn Any;
 }
 
 /// The erased form of `A`.
-pub(crate) struct KindOf<A>(std::marker::PhantomData<fn() -> A>);
+pub(crate) struct KindOf<A> {
+    fingerprint: u64,
+    actor: std::marker::PhantomData<fn() -> A>,
+}
 
 impl<A: Actor> KindOf<A> {
     pub(crate) fn shared() -> Arc<dyn Kind> {
-        Arc::new(Self(std::marker::PhantomData))
+        let mut types = Types::default();
+        let root = A::schema(&mut types);
+        let fingerprint = crate::schema::Schema { root, types }.fingerprint();
+        Arc::new(Self { fingerprint, actor: std::marker::PhantomData })
     }
 }
 
@@ -282,6 +290,9 @@ impl<A: Actor> Kind for KindOf<A> {
     fn state_schema(&self) -> (Type, Types) {
         let mut types = Types::default();
         (A::schema(&mut types), types)
+    }
+    fn fingerprint(&self) -> u64 {
+        self.fingerprint
     }
     fn event_schema(&self) -> (Type, Types) {
         let mut types = Types::default();
@@ -354,8 +365,8 @@ impl<A: Actor> State for StateOf<A> {
         })
     }
 
-    fn encode(&self) -> Result<Vec<u8>, String> {
-        postcard::to_stdvec(&self.0).map_err(|e| e.to_string())
+    fn encode_into(&self, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+        postcard::to_extend(&self.0, bytes).map_err(|e| e.to_string())
     }
 
     fn as_any(&self) -> &dyn Any {

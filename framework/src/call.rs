@@ -75,6 +75,18 @@ pub struct EventItem {
     pub event: Bytes,
 }
 
+impl EventItem {
+    /// A mark between events: the stream stands at `id`.
+    pub(crate) fn position(id: EventId) -> Self {
+        Self { id: EventId { n: u32::MAX, ..id }, event: Bytes::new() }
+    }
+
+    /// Whether this is a mark, not an event.
+    pub(crate) fn is_position(&self) -> bool {
+        self.id.n == u32::MAX
+    }
+}
+
 /// Position of an event: the log index of its entry and its number within the entry. Written `index-n`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EventId {

@@ -151,7 +151,12 @@ impl<A: Actor> Ctx<A> {
         let due = self.now.plus(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
         match call.message {
             Ok(message) => {
-                self.effects.reminders.push(ReminderChange::Set { name: name.into(), due, message });
+                self.effects.reminders.push(ReminderChange::Set {
+                    name: name.into(),
+                    due,
+                    message,
+                    replaces: None,
+                });
             }
             Err(fault) => self.fail(fault),
         }
@@ -159,7 +164,7 @@ impl<A: Actor> Ctx<A> {
 
     /// Removes the reminder `name`, if it is set.
     pub fn cancel(&mut self, name: impl Into<String>) {
-        self.effects.reminders.push(ReminderChange::Cancel { name: name.into() });
+        self.effects.reminders.push(ReminderChange::Cancel { name: name.into(), replaces: None });
     }
 
     /// Publishes an event to those who follow this actor, once this turn has committed.

@@ -9,11 +9,18 @@ pub mod app;
 pub mod arguments;
 pub mod call;
 pub mod client;
+mod clock;
 pub mod ctx;
 pub mod data;
 pub mod error;
+mod host;
+pub mod link;
 pub mod node;
+mod protocol;
+pub mod replica;
+mod router;
 pub mod schema;
+mod session;
 pub mod status;
 
 pub use actor::{Actor, Format};

@@ -1,5 +1,25 @@
 //! The Perennial node as a library: an application's main, its commands and its gateway.
+//!
+//! ```no_run
+//! use perennial_runtime::{App, Run};
+//!
+//! fn main() -> std::process::ExitCode {
+//!     App::new("shop").run()
+//! }
+//! ```
 
+pub mod certs;
+mod cli;
+mod commands;
+pub mod counter;
+mod exit;
+pub mod gateway;
+pub mod harness;
+mod launch;
+mod output;
+mod settings;
 pub mod workload;
 
+pub use launch::{Launcher, Run};
+pub use perennial::App;
 pub use workload::{LoadContext, LoadReport, Probe, RunningLoad, Workload};

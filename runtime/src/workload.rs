@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest latency told apart, in microseconds.
 const LATENCY_MICROS_MAX: u64 = 120_000_000;
+/// Most partitions that gaps are measured of.
+const PARTITIONS_MAX: usize = 4096;
 
 /// A load of an application, able to check afterwards that no acknowledged call was lost or doubled.
 pub trait Workload: Send + Sync + 'static {
@@ -131,6 +133,8 @@ struct Counts {
     retried: AtomicU64,
     failed: AtomicU64,
     latency: Mutex<Histogram<u64>>,
+    /// Partitions that answered at least once.
+    seen: Vec<AtomicBool>,
     watching: AtomicBool,
     watch: Mutex<Option<Watch>>,
 }
@@ -138,7 +142,8 @@ struct Counts {
 /// A death that is being watched.
 struct Watch {
     dead: NodeId,
-    died: Instant,
+    /// `None` while it is about to be killed.
+    died: Option<Instant>,
     waiting: BTreeSet<PartitionId>,
     gaps: BTreeMap<PartitionId, Duration>,
 }
@@ -181,6 +186,7 @@ impl Probe {
             latency: Mutex::new(
                 Histogram::new_with_bounds(1, LATENCY_MICROS_MAX, 3).expect("the bounds are in order"),
             ),
+            seen: std::iter::repeat_with(|| AtomicBool::new(false)).take(PARTITIONS_MAX).collect(),
             watching: AtomicBool::new(false),
             watch: Mutex::new(None),
         }))
@@ -213,8 +219,12 @@ impl Probe {
         }
         let micros = started.elapsed().as_micros() as u64;
         lock(&counts.latency).saturating_record(micros.max(1));
+        let partition = (counts.partition_of)(actor);
+        if let Some(seen) = counts.seen.get(partition.0 as usize) {
+            seen.store(true, Ordering::Relaxed);
+        }
         if counts.watching.load(Ordering::Acquire) {
-            self.look_for_gap(actor, started, node);
+            self.look_for_gap(partition, started, node);
         }
     }
 
@@ -237,9 +247,20 @@ impl Probe {
         }
     }
 
-    /// Watches the partitions that `dead` led. To be called right after it was killed.
-    pub(crate) fn watch(&self, dead: NodeId, died: Instant, led: BTreeSet<PartitionId>) {
-        *lock(&self.0.watch) = Some(Watch { dead, died, waiting: led, gaps: BTreeMap::new() });
+    /// Prepares to watch the death of `dead`: those of the partitions it led that had answers before.
+    /// Returns how many these are.
+    pub(crate) fn watch_next(&self, dead: NodeId, mut led: BTreeSet<PartitionId>) -> usize {
+        led.retain(|p| self.0.seen.get(p.0 as usize).is_some_and(|seen| seen.load(Ordering::Relaxed)));
+        let watched = led.len();
+        *lock(&self.0.watch) = Some(Watch { dead, died: None, waiting: led, gaps: BTreeMap::new() });
+        watched
+    }
+
+    /// Starts the watch: the node was killed at `died`.
+    pub(crate) fn watch_from(&self, died: Instant) {
+        if let Some(watch) = lock(&self.0.watch).as_mut() {
+            watch.died = Some(died);
+        }
         self.0.watching.store(true, Ordering::Release);
     }
 
@@ -250,16 +271,16 @@ impl Probe {
         })
     }
 
-    fn look_for_gap(&self, actor: &ActorId, started: Instant, node: Option<&NodeId>) {
+    fn look_for_gap(&self, partition: PartitionId, started: Instant, node: Option<&NodeId>) {
         let mut watch = lock(&self.0.watch);
         let Some(watch) = watch.as_mut() else { return };
+        let Some(died) = watch.died else { return };
         // An answer that the dead node gave before it died may arrive after it.
-        if node == Some(&watch.dead) && started < watch.died {
+        if node == Some(&watch.dead) && started < died {
             return;
         }
-        let partition = (self.0.partition_of)(actor);
         if watch.waiting.remove(&partition) {
-            watch.gaps.insert(partition, watch.died.elapsed());
+            watch.gaps.insert(partition, died.elapsed());
         }
         if watch.waiting.is_empty() {
             self.0.watching.store(false, Ordering::Release);
@@ -284,14 +305,17 @@ mod tests {
         let probe = Probe::new(|_| PartitionId(0));
         let actor = ActorId::new("Cart", "a").unwrap();
         let before = Instant::now();
-        probe.watch(node("n1"), Instant::now(), BTreeSet::from([PartitionId(0)]));
+        probe.answered(&actor, before, Some(&node("n1")), 0);
+        let led = BTreeSet::from([PartitionId(0), PartitionId(1)]);
+        assert_eq!(probe.watch_next(node("n1"), led), 1, "one partition had calls");
+        probe.watch_from(Instant::now());
         probe.answered(&actor, before, Some(&node("n1")), 0);
         assert_eq!(probe.gaps().waiting, 1, "an answer from before the death");
         probe.answered(&actor, before, Some(&node("n2")), 1);
         let gaps = probe.gaps();
         assert_eq!((gaps.waiting, gaps.by_partition.len()), (0, 1));
         let tally = probe.tally();
-        assert_eq!((tally.acknowledged, tally.retried, tally.failed), (2, 1, 0));
+        assert_eq!((tally.acknowledged, tally.retried, tally.failed), (3, 1, 0));
     }
 
     #[test]

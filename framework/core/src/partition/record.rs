@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ActorId, PartitionId, RecordSeq, RequestId, SessionId, Term};
+use crate::id::{ActorId, LogIndex, PartitionId, RecordSeq, RequestId, SessionId, Term};
 use crate::time::Millis;
 
 /// Largest record, in encoded bytes; a larger one is refused before it is proposed.
@@ -42,8 +42,8 @@ pub enum Record {
         /// Last applied message.
         upto: u64,
     },
-    /// Replies kept for these idempotency keys are forgotten; their time is over.
-    KeysForgotten(Vec<RequestId>),
+    /// Replies kept until these times are forgotten; their time is over.
+    KeysForgotten(Vec<(Millis, RequestId)>),
     /// These sessions were silent for too long; their replies are forgotten.
     SessionsForgotten(Vec<SessionId>),
     /// The schema that states with this fingerprint were written with.
@@ -52,6 +52,13 @@ pub enum Record {
         fingerprint: u64,
         /// Encoded schema.
         schema: Bytes,
+    },
+    /// The actor's events below this log index are no longer kept.
+    EventsTrimmed {
+        /// Whose events.
+        actor: ActorId,
+        /// The first index that stays.
+        below: LogIndex,
     },
 }
 
@@ -133,10 +140,14 @@ pub enum ReminderChange {
         due: Millis,
         /// What to deliver.
         message: Message,
+        /// When the reminder it replaces was due; filled in by the host.
+        replaces: Option<Millis>,
     },
     /// Removes the reminder of this name, if it is there.
     Cancel {
         /// Name.
         name: String,
+        /// When it was due; filled in by the host, `None` when there was none.
+        replaces: Option<Millis>,
     },
 }

@@ -1,0 +1,316 @@
+//! Applying committed batches: the state machine of a partition.
+//!
+//! Owns what must be known to accept the next record: the epoch and its sequence, replies of sessions,
+//! and the watermarks of messages. Everything else goes straight to rows. A leader keeps a second copy
+//! that runs ahead of the log by the same rules.
+//! Never asks who leads, never reads a row: replicas that apply the same entries make the same rows,
+//! and applying an entry once more changes nothing that a later entry did not set.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::dedup::{Dedup, Known};
+use super::record::{Batch, Cause, Keep, Message, Record, ReminderChange, Turn};
+use super::rows;
+use crate::hash::{PartitionCount, partition_of};
+use crate::id::{ActorId, LogIndex, PartitionId, RecordSeq, RequestId, Term};
+use crate::replication::{RestoreError, RowOp, StateMachine};
+use crate::time::Millis;
+
+/// Largest batch that is read from the log, in bytes.
+pub const ENTRY_BYTES_MAX: usize = 900 * 1024;
+
+/// A message in the outbox: who sent it and what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OutboxItem {
+    /// Sender.
+    pub from: ActorId,
+    /// Message.
+    pub message: Message,
+}
+
+/// One line of messages from this partition to another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// Number of the last message put in; the first is 1.
+    pub last: u64,
+    /// Every message up to this one is applied at the receiver. Never above `last`.
+    pub acked: u64,
+}
+
+/// Why a batch was refused. Every replica refuses the same ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The bytes are not a batch.
+    Unreadable,
+    /// It was made in another term than the one it was proposed in.
+    ForeignTerm,
+    /// A record before it is missing, or it comes twice.
+    OutOfSequence,
+}
+
+/// Meta state of a partition; the same on every replica at the same index.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Partition {
+    partitions: PartitionCount,
+    epoch: Term,
+    next_seq: RecordSeq,
+    time: Millis,
+    dedup: Dedup,
+    outbox: BTreeMap<PartitionId, Line>,
+    inbound: BTreeMap<PartitionId, u64>,
+}
+
+impl Partition {
+    /// A partition without entries, in a cluster of so many partitions.
+    #[must_use]
+    pub fn new(partitions: PartitionCount) -> Self {
+        Self {
+            partitions,
+            epoch: Term(0),
+            next_seq: RecordSeq(0),
+            time: Millis(0),
+            dedup: Dedup::default(),
+            outbox: BTreeMap::new(),
+            inbound: BTreeMap::new(),
+        }
+    }
+
+    /// Opens `epoch` on a leader's own copy: its records start at 0.
+    pub fn open(&mut self, epoch: Term) {
+        self.epoch = epoch;
+        self.next_seq = RecordSeq(0);
+    }
+
+    /// Sequence number of the next record of the current epoch.
+    #[must_use]
+    pub fn next_record(&self) -> RecordSeq {
+        self.next_seq
+    }
+
+    /// Record time of the newest batch.
+    #[must_use]
+    pub fn time(&self) -> Millis {
+        self.time
+    }
+
+    /// Kept replies of sessions.
+    #[must_use]
+    pub fn dedup(&self) -> &Dedup {
+        &self.dedup
+    }
+
+    /// What is known of a session's request.
+    #[must_use]
+    pub fn look_up(&self, request: RequestId) -> Known {
+        self.dedup.look_up(request)
+    }
+
+    /// Lines with messages that are not acknowledged.
+    pub fn lines(&self) -> impl Iterator<Item = (PartitionId, Line)> + '_ {
+        self.outbox.iter().filter(|(_, line)| line.acked < line.last).map(|(to, line)| (*to, *line))
+    }
+
+    /// The line to a partition.
+    #[must_use]
+    pub fn line(&self, to: PartitionId) -> Line {
+        self.outbox.get(&to).copied().unwrap_or_default()
+    }
+
+    /// Number of the last message applied from a partition.
+    #[must_use]
+    pub fn applied_from(&self, from: PartitionId) -> u64 {
+        self.inbound.get(&from).copied().unwrap_or(0)
+    }
+
+    /// The partition of an actor.
+    #[must_use]
+    pub fn partition_of(&self, actor: &ActorId) -> PartitionId {
+        partition_of(actor, self.partitions)
+    }
+
+    /// Applies a batch that stands at `index`, proposed in `term`.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing was changed.
+    pub fn apply_batch(
+        &mut self,
+        term: Term,
+        index: LogIndex,
+        batch: &Batch,
+        out: &mut Vec<RowOp>,
+    ) -> Result<(), Refusal> {
+        let mut rows = Rows(Some(out));
+        if batch.epoch != term {
+            return Err(Refusal::ForeignTerm);
+        }
+        let expected = if batch.epoch == self.epoch { self.next_seq } else { RecordSeq(0) };
+        if batch.epoch < self.epoch || batch.first_seq != expected {
+            return Err(Refusal::OutOfSequence);
+        }
+        self.epoch = batch.epoch;
+        self.next_seq = batch.first_seq;
+        let mut events = 0;
+        for record in &batch.records {
+            self.apply_record(record, batch.time, index, &mut events, &mut rows);
+        }
+        Ok(())
+    }
+
+    /// Takes note of a record on a leader's own copy when it is made, ahead of the log.
+    pub fn note(&mut self, record: &Record, time: Millis) {
+        self.apply_record(record, time, LogIndex(0), &mut 0, &mut Rows(None));
+    }
+
+    fn apply_record(
+        &mut self,
+        record: &Record,
+        time: Millis,
+        index: LogIndex,
+        events: &mut u32,
+        out: &mut Rows<'_>,
+    ) {
+        self.next_seq = RecordSeq(self.next_seq.0 + 1);
+        self.time = self.time.max(time);
+        match record {
+            Record::Turn(turn) => self.apply_turn(turn, index, events, out),
+            Record::OutboxAcked { to, upto } => {
+                let line = self.outbox.entry(*to).or_default();
+                let upto = (*upto).min(line.last);
+                if upto > line.acked {
+                    let (from, to) = rows::outbox_range(*to, line.acked + 1, upto + 1);
+                    line.acked = upto;
+                    out.push(|| RowOp::DeleteRange { from, to });
+                }
+            }
+            Record::KeysForgotten(keys) => {
+                for &(until, request) in keys {
+                    out.push(|| RowOp::Delete { key: rows::kept_reply(request) });
+                    out.push(|| RowOp::Delete { key: rows::kept_until(until, request) });
+                }
+            }
+            Record::SessionsForgotten(sessions) => {
+                for &session in sessions {
+                    self.dedup.forget(session);
+                }
+            }
+            Record::Schema { fingerprint, schema } => {
+                out.push(|| RowOp::Put { key: rows::schema(*fingerprint), value: schema.to_vec() });
+            }
+            Record::EventsTrimmed { actor, below } => {
+                let (from, _) = rows::events_after(actor, None, LogIndex(0));
+                out.push(|| RowOp::DeleteRange { from, to: rows::event(actor, *below, 0) });
+            }
+        }
+    }
+
+    fn apply_turn(&mut self, turn: &Turn, index: LogIndex, events: &mut u32, out: &mut Rows<'_>) {
+        match &turn.cause {
+            Cause::Call { request, ack_below, keep: Keep::UntilAcknowledged, reply } => {
+                self.dedup.keep(*request, *ack_below, reply.clone(), self.time);
+            }
+            Cause::Call { request, keep: Keep::Until(until), reply, .. } => {
+                out.push(|| RowOp::Put { key: rows::kept_reply(*request), value: reply.to_vec() });
+                out.push(|| RowOp::Put { key: rows::kept_until(*until, *request), value: Vec::new() });
+            }
+            Cause::Message { from, seq } => {
+                let applied = self.inbound.entry(*from).or_default();
+                *applied = (*applied).max(*seq);
+            }
+            Cause::Reminder { name, due } => {
+                out.push(|| RowOp::Delete { key: rows::reminder_due(*due, &turn.actor, name) });
+                out.push(|| RowOp::Delete { key: rows::reminder_name(&turn.actor, name) });
+            }
+        }
+        if let Some(state) = &turn.state {
+            out.push(|| RowOp::Put { key: rows::state(&turn.actor), value: state.to_vec() });
+        }
+        for message in &turn.sends {
+            let to = partition_of(&message.target, self.partitions);
+            let line = self.outbox.entry(to).or_default();
+            line.last += 1;
+            out.push(|| {
+                let item = OutboxItem { from: turn.actor.clone(), message: message.clone() };
+                let value = postcard::to_stdvec(&item).expect("an outbox item always encodes");
+                RowOp::Put { key: rows::outbox(to, line.last), value }
+            });
+        }
+        for change in &turn.reminders {
+            apply_reminder(&turn.actor, change, out);
+        }
+        for event in &turn.events {
+            out.push(|| RowOp::Put { key: rows::event(&turn.actor, index, *events), value: event.to_vec() });
+            *events += 1;
+        }
+    }
+}
+
+/// Where row operations go; a leader's own copy makes none.
+struct Rows<'a>(Option<&'a mut Vec<RowOp>>);
+
+impl Rows<'_> {
+    fn push(&mut self, op: impl FnOnce() -> RowOp) {
+        if let Some(rows) = &mut self.0 {
+            rows.push(op());
+        }
+    }
+}
+
+fn apply_reminder(actor: &ActorId, change: &ReminderChange, out: &mut Rows<'_>) {
+    let (ReminderChange::Set { name, replaces, .. } | ReminderChange::Cancel { name, replaces }) = change;
+    if let Some(due) = replaces {
+        out.push(|| RowOp::Delete { key: rows::reminder_due(*due, actor, name) });
+    }
+    match change {
+        ReminderChange::Set { name, due, message, .. } => {
+            let value = || postcard::to_stdvec(message).expect("a message always encodes");
+            out.push(|| RowOp::Put { key: rows::reminder_due(*due, actor, name), value: value() });
+            let due = due.0.to_be_bytes().to_vec();
+            out.push(|| RowOp::Put { key: rows::reminder_name(actor, name), value: due });
+        }
+        ReminderChange::Cancel { name, .. } => {
+            out.push(|| RowOp::Delete { key: rows::reminder_name(actor, name) });
+        }
+    }
+}
+
+impl StateMachine for Partition {
+    fn apply(&mut self, term: Term, index: LogIndex, entry: &[u8], rows: &mut Vec<RowOp>) {
+        // A refused entry changes nothing, on every replica alike; the leader that proposed it has
+        // seen its epoch poisoned and asks for nothing from it.
+        let _ = read_batch(entry).and_then(|batch| self.apply_batch(term, index, &batch, rows));
+    }
+
+    fn checkpoint(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("a partition's meta state always encodes")
+    }
+
+    fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
+        *self = read_meta(bytes).ok_or(RestoreError::Malformed)?;
+        Ok(())
+    }
+
+    fn next_seq(&self, epoch: Term) -> RecordSeq {
+        if epoch == self.epoch { self.next_seq } else { RecordSeq(0) }
+    }
+}
+
+/// Reads the meta state of a checkpoint; `None` when the bytes are not one.
+#[must_use]
+pub fn read_meta(bytes: &[u8]) -> Option<Partition> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((partition, [])) => Some(partition),
+        _ => None,
+    }
+}
+
+fn read_batch(entry: &[u8]) -> Result<Batch, Refusal> {
+    if entry.len() > ENTRY_BYTES_MAX {
+        return Err(Refusal::Unreadable);
+    }
+    match postcard::take_from_bytes(entry) {
+        Ok((batch, [])) => Ok(batch),
+        _ => Err(Refusal::Unreadable),
+    }
+}

@@ -1,0 +1,225 @@
+//! Keys of a partition's rows.
+//!
+//! Every key starts with a tag; numbers are big-endian so that rows stand in the order of their numbers.
+//! An actor inside a key is its length (two bytes) and its text, so that no actor's rows are a prefix
+//! of another's. Keys are relative to the partition; the store puts the group in front.
+
+use crate::id::{ActorId, LogIndex, PartitionId, RequestId, SessionId};
+use crate::time::Millis;
+
+const STATE: u8 = b'S';
+const KEPT_REPLY: u8 = b'K';
+const KEPT_UNTIL: u8 = b'X';
+const OUTBOX: u8 = b'O';
+const REMINDER_DUE: u8 = b'R';
+const REMINDER_NAME: u8 = b'N';
+const EVENT: u8 = b'E';
+const SCHEMA: u8 = b'F';
+
+/// State of an actor.
+#[must_use]
+pub fn state(actor: &ActorId) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + actor.as_str().len());
+    key.push(STATE);
+    key.extend_from_slice(actor.as_str().as_bytes());
+    key
+}
+
+/// All states, as a range.
+#[must_use]
+pub fn states() -> (Vec<u8>, Vec<u8>) {
+    (vec![STATE], vec![STATE + 1])
+}
+
+/// The actor of a state's key.
+#[must_use]
+pub fn state_actor(key: &[u8]) -> Option<ActorId> {
+    let (&STATE, text) = key.split_first()? else { return None };
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// A reply kept until a stated time.
+#[must_use]
+pub fn kept_reply(request: RequestId) -> Vec<u8> {
+    let mut key = vec![KEPT_REPLY];
+    push_request(&mut key, request);
+    key
+}
+
+/// Entry of a kept reply in the order of the times.
+#[must_use]
+pub fn kept_until(until: Millis, request: RequestId) -> Vec<u8> {
+    let mut key = vec![KEPT_UNTIL];
+    key.extend_from_slice(&until.0.to_be_bytes());
+    push_request(&mut key, request);
+    key
+}
+
+/// All kept replies whose time ends before `now`.
+#[must_use]
+pub fn kept_before(now: Millis) -> (Vec<u8>, Vec<u8>) {
+    let mut to = vec![KEPT_UNTIL];
+    to.extend_from_slice(&now.0.to_be_bytes());
+    (vec![KEPT_UNTIL], to)
+}
+
+/// Reads a key of [`kept_until`].
+#[must_use]
+pub fn read_kept_until(key: &[u8]) -> Option<(Millis, RequestId)> {
+    let (&KEPT_UNTIL, rest) = key.split_first()? else { return None };
+    let (until, rest) = rest.split_first_chunk::<8>()?;
+    let (session, seq) = rest.split_first_chunk::<16>()?;
+    let request = RequestId {
+        session: SessionId(u128::from_be_bytes(*session)),
+        seq: u64::from_be_bytes(seq.try_into().ok()?),
+    };
+    Some((Millis(u64::from_be_bytes(*until)), request))
+}
+
+fn push_request(key: &mut Vec<u8>, request: RequestId) {
+    key.extend_from_slice(&request.session.0.to_be_bytes());
+    key.extend_from_slice(&request.seq.to_be_bytes());
+}
+
+/// A message on its way to another partition.
+#[must_use]
+pub fn outbox(to: PartitionId, seq: u64) -> Vec<u8> {
+    let mut key = vec![OUTBOX];
+    key.extend_from_slice(&to.0.to_be_bytes());
+    key.extend_from_slice(&seq.to_be_bytes());
+    key
+}
+
+/// The messages `from..to` of one line, as a range.
+#[must_use]
+pub fn outbox_range(to: PartitionId, from: u64, until: u64) -> (Vec<u8>, Vec<u8>) {
+    (outbox(to, from), outbox(to, until))
+}
+
+/// A reminder in the order of due times.
+#[must_use]
+pub fn reminder_due(due: Millis, actor: &ActorId, name: &str) -> Vec<u8> {
+    let mut key = vec![REMINDER_DUE];
+    key.extend_from_slice(&due.0.to_be_bytes());
+    push_actor(&mut key, actor);
+    key.extend_from_slice(name.as_bytes());
+    key
+}
+
+/// All reminders, earliest first.
+#[must_use]
+pub fn reminders() -> (Vec<u8>, Vec<u8>) {
+    (vec![REMINDER_DUE], vec![REMINDER_DUE + 1])
+}
+
+/// Reads a key of [`reminder_due`].
+#[must_use]
+pub fn read_reminder_due(key: &[u8]) -> Option<(Millis, ActorId, String)> {
+    let (&REMINDER_DUE, rest) = key.split_first()? else { return None };
+    let (due, rest) = rest.split_first_chunk::<8>()?;
+    let (actor, name) = split_actor(rest)?;
+    Some((Millis(u64::from_be_bytes(*due)), actor, std::str::from_utf8(name).ok()?.to_owned()))
+}
+
+/// When the reminder of this name is due.
+#[must_use]
+pub fn reminder_name(actor: &ActorId, name: &str) -> Vec<u8> {
+    let mut key = vec![REMINDER_NAME];
+    push_actor(&mut key, actor);
+    key.extend_from_slice(name.as_bytes());
+    key
+}
+
+/// An event.
+#[must_use]
+pub fn event(actor: &ActorId, index: LogIndex, n: u32) -> Vec<u8> {
+    let mut key = events_prefix(actor);
+    key.extend_from_slice(&index.0.to_be_bytes());
+    key.extend_from_slice(&n.to_be_bytes());
+    key
+}
+
+/// An actor's events after `(index, n)` up to and including log index `last`.
+#[must_use]
+pub fn events_after(actor: &ActorId, after: Option<(u64, u32)>, last: LogIndex) -> (Vec<u8>, Vec<u8>) {
+    let from = match after {
+        None => events_prefix(actor),
+        Some((index, n)) => {
+            let mut from = event(actor, LogIndex(index), n);
+            from.push(0);
+            from
+        }
+    };
+    (from, event(actor, LogIndex(last.0.saturating_add(1)), 0))
+}
+
+/// Reads index and number from a key of [`event`].
+#[must_use]
+pub fn read_event(key: &[u8]) -> Option<(u64, u32)> {
+    let (rest, n) = key.split_last_chunk::<4>()?;
+    let (_, index) = rest.split_last_chunk::<8>()?;
+    Some((u64::from_be_bytes(*index), u32::from_be_bytes(*n)))
+}
+
+fn events_prefix(actor: &ActorId) -> Vec<u8> {
+    let mut key = vec![EVENT];
+    push_actor(&mut key, actor);
+    key
+}
+
+/// The schema of a fingerprint.
+#[must_use]
+pub fn schema(fingerprint: u64) -> Vec<u8> {
+    let mut key = vec![SCHEMA];
+    key.extend_from_slice(&fingerprint.to_be_bytes());
+    key
+}
+
+fn push_actor(key: &mut Vec<u8>, actor: &ActorId) {
+    let text = actor.as_str().as_bytes();
+    key.extend_from_slice(&(text.len() as u16).to_be_bytes());
+    key.extend_from_slice(text);
+}
+
+fn split_actor(bytes: &[u8]) -> Option<(ActorId, &[u8])> {
+    let (len, rest) = bytes.split_first_chunk::<2>()?;
+    let (actor, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
+    Some((std::str::from_utf8(actor).ok()?.parse().ok()?, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_read_back_what_was_put_in() {
+        let actor: ActorId = "Cart/a/b".parse().unwrap();
+        assert_eq!(state_actor(&state(&actor)), Some(actor.clone()));
+        let request = RequestId { session: SessionId(7), seq: 9 };
+        assert_eq!(read_kept_until(&kept_until(Millis(5), request)), Some((Millis(5), request)));
+        assert_eq!(
+            read_reminder_due(&reminder_due(Millis(5), &actor, "tick")),
+            Some((Millis(5), actor.clone(), "tick".to_owned()))
+        );
+        assert_eq!(read_event(&event(&actor, LogIndex(17), 3)), Some((17, 3)));
+    }
+
+    #[test]
+    fn an_actor_sees_only_its_own_events() {
+        let (short, long): (ActorId, ActorId) = ("Room/a".parse().unwrap(), "Room/ab".parse().unwrap());
+        let (from, to) = events_after(&short, None, LogIndex(u64::MAX - 1));
+        let own = event(&short, LogIndex(1), 0);
+        let other = event(&long, LogIndex(1), 0);
+        assert!(from <= own && own < to);
+        assert!(!(from <= other && other < to));
+    }
+
+    #[test]
+    fn events_after_one_leave_it_out() {
+        let actor: ActorId = "Room/a".parse().unwrap();
+        let (from, to) = events_after(&actor, Some((4, 1)), LogIndex(9));
+        assert!(event(&actor, LogIndex(4), 1) < from);
+        assert!(event(&actor, LogIndex(4), 2) >= from && event(&actor, LogIndex(9), 7) < to);
+        assert!(event(&actor, LogIndex(10), 0) >= to);
+    }
+}

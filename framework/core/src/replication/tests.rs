@@ -1,0 +1,432 @@
+//! Behaviour of three drivers, and what each fence prevents.
+
+use super::group::Fence;
+use super::testing::*;
+use super::*;
+use crate::id::{GroupId, LogIndex, MemberId, PartitionId, RecordSeq, Term};
+
+fn small_log(config: &mut DriverConfig) {
+    config.log_keep_bytes = 100;
+    config.log_tail_bytes_max = 1000;
+}
+
+fn without(net: &mut Net, fences: &'static [Fence]) {
+    for member in [M1, M2, M3] {
+        net.node(member).driver.fences.without = fences;
+    }
+}
+
+#[test]
+fn the_preferred_leader_is_elected_at_once_and_records_reach_all() {
+    let mut net = Net::three(1);
+    let (leader, term) = net.leader().expect("no tick is needed");
+    assert_eq!(leader, M1);
+    assert!(net.events(M1).contains(&EpochEvent::Opened { term }));
+    net.propose(M1, term, 0, 3);
+    net.propose(M1, term, 3, 2);
+    net.pump();
+    assert_eq!(net.records(M1), 5);
+    net.tick(2);
+    assert_eq!((net.records(M2), net.records(M3)), (5, 5), "followers learn the commit with a heartbeat");
+    assert!(net.gaps(M2).is_empty());
+}
+
+#[test]
+fn a_single_replica_commits_alone() {
+    let mut net = Net::with(&[1], 1, |_| {});
+    let (_, term) = net.leader().unwrap();
+    net.propose(M1, term, 0, 1);
+    net.pump();
+    assert_eq!(net.records(M1), 1);
+    net.node(M1).driver.read_index(G, term, 5);
+    net.pump();
+    assert!(net.events(M1).contains(&EpochEvent::ReadConfirmed { epoch: term, ctx: 5 }));
+    net.propose(M1, term, 7, 1);
+    net.pump();
+    let (_, later) = net.elect();
+    assert!(later > term, "a poisoned epoch is left for a fresh term");
+}
+
+#[test]
+fn a_killed_node_recovers_what_was_acknowledged() {
+    let mut net = Net::three(2);
+    let (leader, term) = net.elect();
+    net.propose(leader, term, 0, 4);
+    net.pump();
+    for member in [M1, M2, M3] {
+        net.kill(member);
+    }
+    for member in [M1, M2, M3] {
+        net.restart(member);
+    }
+    net.pump();
+    net.elect();
+    net.tick(3);
+    assert_eq!([M1, M2, M3].map(|m| net.records(m)), [4; 3]);
+}
+
+#[test]
+fn a_minority_leader_commits_nothing_and_steps_down() {
+    let mut net = Net::three(3);
+    let (leader, term) = net.elect();
+    net.isolate(leader);
+    net.propose(leader, term, 0, 1);
+    net.tick(60);
+    assert_eq!(net.records(leader), 0);
+    assert!(net.events(leader).contains(&EpochEvent::Closed { term }));
+    let (other, newer) = net.elect();
+    assert!(other != leader && newer > term);
+    net.propose(other, newer, 0, 1);
+    net.pump();
+    net.heal();
+    net.tick(5);
+    assert_eq!([M1, M2, M3].map(|m| net.records(m)), [1; 3], "the cut-off record is gone everywhere");
+}
+
+#[test]
+fn reads_are_confirmed_only_with_a_majority_and_in_the_same_epoch() {
+    let mut net = Net::three(4);
+    let (leader, term) = net.elect();
+    net.node(leader).driver.read_index(G, term, 9);
+    net.pump();
+    assert!(net.events(leader).contains(&EpochEvent::ReadConfirmed { epoch: term, ctx: 9 }));
+    net.isolate(leader);
+    net.node(leader).driver.read_index(G, term, 10);
+    net.node(leader).driver.read_index(G, Term(term.0 + 1), 11);
+    net.tick(60);
+    net.heal();
+    net.tick(60);
+    let confirmed = |e: &EpochEvent| matches!(e, EpochEvent::ReadConfirmed { .. });
+    assert!(!net.events(leader).iter().any(confirmed));
+}
+
+#[test]
+fn a_read_round_lost_on_the_way_is_tried_again_with_a_heartbeat() {
+    let mut net = Net::three(4);
+    let (leader, term) = net.elect();
+    net.isolate(leader);
+    net.node(leader).driver.read_index(G, term, 1);
+    net.pump();
+    net.heal();
+    net.tick(2);
+    assert!(net.events(leader).contains(&EpochEvent::ReadConfirmed { epoch: term, ctx: 1 }));
+}
+
+/// Record 0 is pending, record 1 is dropped during a hand-over that fails, then comes `third`.
+fn drop_one_in_the_middle(without_fences: &'static [Fence], third: u64) -> (Net, Term) {
+    let mut net = Net::three(5);
+    without(&mut net, without_fences);
+    let (leader, term) = net.elect();
+    assert_eq!(leader, M1);
+    net.propose(M1, term, 0, 1);
+    net.cut_one_way(M1, M2);
+    assert!(net.node(M1).driver.transfer(G, M2));
+    net.propose(M1, term, 1, 1);
+    net.tick(10);
+    net.heal();
+    net.propose(M1, term, third, 1);
+    net.pump();
+    net.elect();
+    net.tick(3);
+    (net, term)
+}
+
+#[test]
+fn a_refused_proposal_poisons_its_epoch_and_leaves_no_gap() {
+    for third in [1, 2] {
+        let (mut net, term) = drop_one_in_the_middle(&[], third);
+        assert!([M1, M2, M3].iter().all(|m| net.gaps(*m).is_empty()));
+        let events = net.events(M1);
+        let refused = EpochEvent::Refused { epoch: term, first_seq: RecordSeq(1) };
+        assert!(events.contains(&refused));
+        assert!(net.leader().unwrap().1 > term, "service goes on in a fresh epoch");
+        assert_eq!([M1, M2, M3].map(|m| net.records(m)), [1; 3], "what was accepted before is kept");
+    }
+}
+
+#[test]
+fn control_without_the_poison_a_refused_epoch_goes_on() {
+    let (net, _) = drop_one_in_the_middle(&[Fence::Poison], 1);
+    assert_eq!(net.records(M1), 2, "a record of an epoch that its host has given up");
+}
+
+#[test]
+fn control_without_poison_and_sequence_a_gap_is_committed() {
+    let (net, term) = drop_one_in_the_middle(&[Fence::Poison, Fence::Sequence], 2);
+    assert_eq!(net.gaps(M1), [(term.0, 1, 2)]);
+}
+
+#[test]
+fn a_proposal_out_of_sequence_is_refused() {
+    let mut control = Net::three(6);
+    without(&mut control, &[Fence::Sequence]);
+    let (leader, term) = control.elect();
+    control.propose(leader, term, 0, 1);
+    control.propose(leader, term, 2, 1);
+    control.pump();
+    assert_eq!(control.gaps(leader), [(term.0, 1, 2)], "control: without the fence the gap is committed");
+
+    let mut net = Net::three(6);
+    let (leader, term) = net.elect();
+    net.propose(leader, term, 0, 1);
+    net.propose(leader, term, 2, 1);
+    net.propose(leader, term, 1, 1);
+    net.pump();
+    assert!(net.gaps(leader).is_empty());
+    assert_eq!(net.records(leader), 1, "the right record comes too late: the epoch is poisoned");
+    let refused = EpochEvent::Refused { epoch: term, first_seq: RecordSeq(1) };
+    assert!(net.events(leader).contains(&refused));
+}
+
+#[test]
+fn a_proposal_of_an_older_epoch_is_refused_and_the_newer_one_stays_open() {
+    for fence in [true, false] {
+        let mut net = Net::three(7);
+        let (leader, old) = net.elect();
+        net.propose(leader, old, 1, 1);
+        net.pump();
+        let (again, term) = net.elect();
+        assert_eq!(again, leader, "a poisoned leader takes a fresh term at once");
+        if !fence {
+            without(&mut net, &[Fence::Epoch]);
+        }
+        net.events(leader);
+        net.propose(leader, old, 0, 1);
+        net.pump();
+        let strays = net.node(leader).machines[&G].strays;
+        if fence {
+            assert_eq!(strays, 0);
+            let refused = EpochEvent::Refused { epoch: old, first_seq: RecordSeq(0) };
+            assert_eq!(net.events(leader), [refused]);
+            net.propose(leader, term, 0, 1);
+            net.pump();
+            assert_eq!(net.records(leader), 1);
+        } else {
+            assert_eq!(strays, 1, "control: without the fence the stray record is committed");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_taken_before_the_epoch_has_opened() {
+    for fence in [true, false] {
+        let mut net = Net::three(8);
+        if !fence {
+            without(&mut net, &[Fence::Opened]);
+        }
+        let (leader, _) = net.elect();
+        net.kill(leader);
+        net.node(M2).driver.member_down(leader);
+        net.node(M3).driver.member_down(leader);
+        // Stop as soon as member 2 leads, before its first entry is applied.
+        let mut term = Term(0);
+        for _ in 0..20 {
+            let status = net.status(M2);
+            if status.role == Role::Leader {
+                assert!(!status.open);
+                term = status.term;
+                break;
+            }
+            net.single_step();
+        }
+        assert!(term > Term(0));
+        net.propose(M2, term, 0, 1);
+        net.pump();
+        assert_eq!(net.records(M2), u64::from(!fence));
+    }
+}
+
+#[test]
+fn a_members_death_moves_its_leaderships_at_once() {
+    let mut net = Net::three(9);
+    let (leader, term) = net.elect();
+    net.propose(leader, term, 0, 1);
+    net.pump();
+    net.kill(M1);
+    net.node(M2).driver.member_down(M1);
+    net.node(M3).driver.member_down(M1);
+    net.pump();
+    let (next, newer) = net.leader().expect("no tick is needed");
+    assert!(next == M2 && newer > term);
+    assert_eq!(net.records(M2), 1);
+}
+
+#[test]
+fn the_second_in_line_takes_over_when_the_first_does_not() {
+    let mut net = Net::three(10);
+    net.elect();
+    net.kill(M1);
+    net.node(M3).driver.member_down(M1);
+    net.tick(3);
+    assert_eq!(net.leader().map(|l| l.0), Some(M3), "well before any election time-out");
+}
+
+#[test]
+fn leadership_goes_home_once_the_preferred_leader_is_well() {
+    let mut net = Net::three(11);
+    net.elect();
+    net.kill(M1);
+    net.node(M2).driver.member_down(M1);
+    net.pump();
+    let (leader, term) = net.leader().unwrap();
+    assert_eq!(leader, M2);
+    net.propose(M2, term, 0, 1);
+    net.restart(M1);
+    net.tick(10);
+    assert_eq!(net.leader().map(|l| l.0), Some(M2), "not before it has been well for a while");
+    net.tick(30);
+    let (home, newer) = net.leader().unwrap();
+    assert!(home == M1 && newer > term);
+    assert_eq!(net.records(M1), 1);
+    let events = net.events(M2);
+    let told = events.iter().position(|e| *e == EpochEvent::Transferring { epoch: term, to: M1 });
+    let closed = events.iter().position(|e| *e == EpochEvent::Closed { term });
+    assert!(told.is_some() && told < closed);
+    assert!(!events.iter().any(|e| matches!(e, EpochEvent::Refused { .. })), "nothing was refused by it");
+}
+
+#[test]
+fn a_follower_far_behind_gets_a_snapshot() {
+    let mut net = Net::with(&[1, 2, 3], 12, small_log);
+    let (leader, term) = net.elect();
+    net.kill(M3);
+    for n in 0..40 {
+        net.propose_sized(leader, term, n, 1, 100);
+    }
+    net.pump();
+    net.tick(12);
+    let truncate = net.checkpoint(leader).expect("a silent follower holds nothing back");
+    assert!(truncate.index > LogIndex(30));
+    assert!(net.status(leader).first > LogIndex(30));
+    net.restart(M3);
+    net.tick(30);
+    assert_eq!(net.records(M3), 40);
+    assert_eq!(net.status(M3).applied, net.status(leader).applied);
+    assert!(net.status(M3).first > LogIndex(30), "its log begins behind the snapshot");
+    net.propose(leader, term, 40, 1);
+    net.tick(3);
+    assert_eq!(net.records(M3), 41);
+    net.kill(M3);
+    net.restart(M3);
+    net.tick(30);
+    assert_eq!(net.records(M3), 41);
+}
+
+#[test]
+fn a_live_follower_keeps_its_log_until_the_tail_is_too_long() {
+    let mut net = Net::with(&[1, 2, 3], 13, small_log);
+    let (leader, term) = net.elect();
+    net.tick(3);
+    net.cut_one_way(leader, M3);
+    for n in 0..4 {
+        net.propose_sized(leader, term, n, 1, 100);
+    }
+    net.pump();
+    let first = net.checkpoint(leader).map_or(LogIndex(0), |t| t.index);
+    assert!(first <= LogIndex(1), "all that the follower lacks is kept");
+    for n in 4..10 {
+        net.propose_sized(leader, term, n, 1, 100);
+    }
+    net.pump();
+    assert!(net.checkpoint(leader).is_some());
+}
+
+#[test]
+fn a_replica_that_lost_its_rows_takes_a_snapshot_and_does_not_lead_before() {
+    let mut net = Net::three(14);
+    let (leader, term) = net.elect();
+    net.propose(leader, term, 0, 5);
+    net.tick(3);
+    net.kill(M1);
+    net.lose_rows(M1);
+    net.kill(M2);
+    net.restart(M1);
+    net.tick(5);
+    assert!(net.status(M1).rows_lost);
+    net.node(M1).driver.member_down(M2);
+    net.tick(40);
+    let (leader, term) = net.elect();
+    assert_eq!(leader, M3, "its vote counts, but it does not lead");
+    net.propose(leader, term, 0, 1);
+    net.tick(30);
+    assert!(!net.status(M1).rows_lost);
+    assert_eq!(net.records(M1), 6);
+}
+
+#[test]
+fn garbage_and_strangers_change_nothing() {
+    let mut net = Net::three(15);
+    let (leader, term) = net.elect();
+    let before = net.status(leader);
+    let message = |kind| RaftMessage {
+        kind,
+        term,
+        log_term: Term(0),
+        index: LogIndex(0),
+        commit: LogIndex(0),
+        commit_term: Term(0),
+        reject: false,
+        reject_hint: LogIndex(0),
+        request_snapshot: LogIndex(0),
+        priority: 0,
+        context: bytes::Bytes::new(),
+        entries: Vec::new(),
+        snapshot: None,
+    };
+    let driver = &mut net.node(leader).driver;
+    let mut beat = message(MessageKind::Heartbeat);
+    beat.commit = LogIndex(u64::MAX);
+    assert_eq!(driver.step(M2, G, beat.clone()), Err(Dropped::Implausible));
+    let mut answer = message(MessageKind::AppendResponse);
+    answer.index = LogIndex(1 << 40);
+    assert_eq!(driver.step(M2, G, answer), Err(Dropped::Implausible));
+    let mut local = message(MessageKind::AppendResponse);
+    local.term = Term(0);
+    assert_eq!(driver.step(M2, G, local), Err(Dropped::Implausible));
+    assert_eq!(driver.step(MemberId(9), G, beat.clone()), Err(Dropped::Stranger));
+    assert_eq!(driver.step(leader, G, beat.clone()), Err(Dropped::Stranger));
+    assert_eq!(driver.step(M2, GroupId::of(PartitionId(0)), beat), Err(Dropped::NoGroup));
+    for kind in [MessageKind::TransferLeader, MessageKind::ReadIndex, MessageKind::Snapshot] {
+        assert_eq!(driver.step(M2, G, message(kind)), Err(Dropped::Kind));
+    }
+    let mut append = message(MessageKind::Append);
+    append.entries =
+        vec![WireEntry { term, index: LogIndex(7), kind: EntryKind::Normal, data: bytes::Bytes::new() }];
+    assert_eq!(driver.step(M2, G, append), Err(Dropped::Implausible));
+    net.pump();
+    let mut after = net.status(leader);
+    after.followers = before.followers.clone();
+    assert_eq!(after, before);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    let run = |seed| {
+        let mut net = Net::three(seed);
+        let (leader, _) = net.elect();
+        net.kill(leader);
+        net.tick(60);
+        let (leader, term) = net.elect();
+        net.propose(leader, term, 0, 1);
+        net.tick(10);
+        net.trace
+    };
+    assert_eq!(run(21), run(21));
+    assert_ne!(run(21), run(22));
+}
+
+#[test]
+fn a_group_that_cannot_be_opened_says_why() {
+    let mut driver = Driver::new(DriverConfig::new(M1, 0));
+    let mut seed = GroupSeed::empty(G, vec![M2, M3], vec![M2, M3]);
+    assert!(matches!(driver.open_group(seed.clone()), Err(OpenError::NotVoter(_))));
+    seed.voters.push(M1);
+    seed.applied = LogIndex(3);
+    assert!(matches!(driver.open_group(seed.clone()), Err(OpenError::LogLost { .. })));
+    seed.applied = LogIndex(0);
+    seed.entries = vec![Entry { index: 2, term: 1, ..Entry::default() }];
+    assert!(matches!(driver.open_group(seed.clone()), Err(OpenError::Gap { .. })));
+    seed.entries.clear();
+    driver.open_group(seed.clone()).unwrap();
+    assert!(matches!(driver.open_group(seed), Err(OpenError::Open(_))));
+}

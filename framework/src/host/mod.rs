@@ -1,0 +1,336 @@
+//! Partition hosts: where turns run.
+//!
+//! Owns one host for each epoch of a partition that this node leads: its activations, the state that
+//! runs ahead of the log, and every answer that waits for a commit. A host lives exactly as long as its
+//! epoch; when the epoch ends, everything in it that is not committed is dropped and answered with
+//! "outcome unknown". Never writes rows and never decides who leads.
+//! In: calls, messages, reminders and what the log says. Out: proposals, answers, messages, events.
+//! The ordering of outputs behind the commit is Durable Objects' output gate.
+
+mod activation;
+mod events;
+mod lines;
+mod owed;
+mod reads;
+mod reminders;
+mod turns;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use dashmap::DashMap;
+use perennial_core::id::{ActorId, GroupId, LogIndex, NodeId, PartitionId, RecordSeq, RequestId, Term};
+use perennial_core::partition::OutboxItem;
+use perennial_core::replication::Proposal;
+use perennial_core::time::Millis;
+use ractor::{ActorProcessingErr, ActorRef};
+use tokio::sync::mpsc;
+
+pub(crate) use self::turns::Host;
+use crate::actor::{Args, Finished, State};
+use crate::app::Kinds;
+use crate::call::{Answered, Caller, EventItem, EventsFrom};
+use crate::clock::Clock;
+use crate::error::Fault;
+use crate::replica::RowStore;
+
+/// Most calls a partition takes at a time, queued, running or waiting for their commit.
+pub const PARTITION_CALLS_MAX: u64 = 16 * 1024;
+/// Most calls that wait for one actor.
+pub const MAILBOX_CALLS_MAX: usize = 4096;
+/// Largest encoded state of an actor, in bytes.
+pub const STATE_BYTES_MAX: usize = 384 * 1024;
+
+/// The log as a host uses it.
+pub(crate) trait Log: Send + Sync {
+    /// Appends records; the outcome comes as an event.
+    fn propose(&self, proposal: Proposal);
+    /// Asks for a confirmation of leadership that begins now; comes back as an event with `ctx`.
+    fn read_index(&self, group: GroupId, epoch: Term, ctx: u64);
+}
+
+/// Delivers messages to the host of another partition.
+pub(crate) trait Courier: Send + Sync {
+    /// Hands over messages numbered from `first_seq`; answers up to where they are applied there.
+    fn deliver(&self, delivery: Delivery) -> crate::actor::BoxFuture<'static, Result<u64, Fault>>;
+}
+
+/// Messages of one line, in order.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Delivery {
+    pub(crate) from: PartitionId,
+    pub(crate) to: PartitionId,
+    pub(crate) first_seq: u64,
+    pub(crate) items: Vec<OutboxItem>,
+}
+
+/// A call as it arrives at a host.
+#[derive(Debug)]
+pub(crate) struct HostCall {
+    pub(crate) target: ActorId,
+    pub(crate) method: String,
+    pub(crate) args: Args,
+    pub(crate) request: RequestId,
+    pub(crate) ack_below: u64,
+    pub(crate) keyed: bool,
+    pub(crate) read_only: bool,
+    pub(crate) path: Vec<ActorId>,
+    pub(crate) deadline: Instant,
+}
+
+/// How a host ends a call.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// With an answer.
+    Answered(Answered),
+    /// It no longer leads; the call did not run.
+    NotLeader,
+}
+
+/// The way back to whoever called. Dropped unanswered, it says that the outcome is unknown.
+pub(crate) struct ReplyTo {
+    target: ActorId,
+    answer: Option<Box<dyn FnOnce(Ended) + Send>>,
+    /// Counts against [`PARTITION_CALLS_MAX`] until answered.
+    calls: Arc<AtomicU64>,
+}
+
+impl ReplyTo {
+    fn end(mut self, ended: Ended) {
+        if let Some(answer) = self.answer.take() {
+            answer(ended);
+        }
+    }
+}
+
+impl Drop for ReplyTo {
+    fn drop(&mut self) {
+        self.calls.fetch_sub(1, Ordering::Relaxed);
+        if let Some(answer) = self.answer.take() {
+            let actor = self.target.to_string();
+            answer(Ended::Answered(Answered::fault(Fault::OutcomeUnknown { actor })));
+        }
+    }
+}
+
+/// What a host is told.
+pub(crate) enum HostMessage {
+    /// A call.
+    Call(HostCall, ReplyTo),
+    /// Messages from another partition, and where to say how far they are applied.
+    Deliver(Delivery, tokio::sync::oneshot::Sender<Result<u64, Fault>>),
+    /// An async turn has ended.
+    TurnDone(Box<TurnDone>),
+    /// Records below `next_seq` are applied, the last of them at `index`.
+    Applied { index: LogIndex, next_seq: RecordSeq },
+    /// Leadership was confirmed after the reads of this round had arrived.
+    ReadConfirmed { ctx: u64 },
+    /// How a delivery to another partition ended.
+    LineAcked { to: PartitionId, upto: Result<u64, Fault> },
+    /// Try the line again.
+    LineRetry { to: PartitionId },
+    /// Someone follows an actor's events.
+    Subscribe { actor: ActorId, from: EventsFrom, sink: mpsc::Sender<Result<EventItem, Fault>> },
+    /// A reminder may be due.
+    RemindersDue { planned: Millis },
+    /// Time for housekeeping.
+    Sweep,
+}
+
+impl ractor::Message for HostMessage {}
+
+/// The end of an async turn.
+pub(crate) struct TurnDone {
+    pub(crate) actor: ActorId,
+    pub(crate) work: turns::Running,
+    pub(crate) state: Option<Box<dyn State>>,
+    pub(crate) finished: Finished,
+}
+
+/// What all hosts of a node share.
+#[derive(Clone)]
+pub(crate) struct HostShared {
+    pub(crate) node: NodeId,
+    pub(crate) kinds: Kinds,
+    pub(crate) rows: Arc<dyn RowStore>,
+    pub(crate) log: Arc<dyn Log>,
+    pub(crate) caller: Arc<dyn Caller>,
+    pub(crate) courier: Arc<dyn Courier>,
+    pub(crate) clock: Clock,
+    pub(crate) counters: Arc<HostCounters>,
+}
+
+/// Counts over all hosts of a node.
+#[derive(Debug, Default)]
+pub struct HostCounters {
+    /// Turns that changed something.
+    pub turns: AtomicU64,
+    /// Reads answered.
+    pub reads: AtomicU64,
+    /// Turns undone by an error, a fault or a panic.
+    pub undone: AtomicU64,
+    /// Calls answered from kept replies.
+    pub repeated: AtomicU64,
+    /// Calls refused because a line was full.
+    pub overloaded: AtomicU64,
+    /// Messages between actors applied.
+    pub messages: AtomicU64,
+    /// Reminders fired.
+    pub reminders: AtomicU64,
+    /// Events published.
+    pub events: AtomicU64,
+    /// Batches proposed.
+    pub batches: AtomicU64,
+}
+
+impl HostCounters {
+    pub(crate) fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// A running host. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct HostHandle {
+    pub(crate) epoch: Term,
+    partition: PartitionId,
+    mailbox: ActorRef<HostMessage>,
+    calls: Arc<AtomicU64>,
+    resident: Arc<AtomicU64>,
+}
+
+impl HostHandle {
+    /// Hands a call over; `answer` is called exactly once. A permit is taken before anything enters
+    /// the mailbox, which has no bound of its own.
+    pub(crate) fn call(&self, call: HostCall, answer: Box<dyn FnOnce(Ended) + Send>) {
+        let before = self.calls.fetch_add(1, Ordering::Relaxed);
+        let reply = ReplyTo { target: call.target.clone(), answer: Some(answer), calls: self.calls.clone() };
+        if before >= PARTITION_CALLS_MAX {
+            let fault = Fault::Overloaded {
+                what: "the line of calls".into(),
+                at: format!("partition {}", self.partition),
+                limit: PARTITION_CALLS_MAX,
+            };
+            return reply.end(Ended::Answered(Answered::fault(fault)));
+        }
+        self.tell(HostMessage::Call(call, reply));
+    }
+
+    /// Tells the host something. When it is gone, what was told is dropped, which answers it.
+    pub(crate) fn tell(&self, message: HostMessage) {
+        if let Err(ractor::MessagingErr::SendErr(HostMessage::Call(_, reply))) = self.mailbox.cast(message) {
+            reply.end(Ended::NotLeader);
+        }
+    }
+
+    /// Activations in memory.
+    pub(crate) fn resident(&self) -> u64 {
+        self.resident.load(Ordering::Relaxed)
+    }
+
+    /// Ends the host; everything it owes is answered with "outcome unknown".
+    pub(crate) fn stop(&self) {
+        self.mailbox.kill();
+    }
+}
+
+/// The hosts of a node, by partition.
+#[derive(Default)]
+pub(crate) struct Hosts {
+    by_partition: DashMap<PartitionId, HostHandle>,
+}
+
+impl Hosts {
+    /// The host of a partition, if this node leads it.
+    pub(crate) fn get(&self, partition: PartitionId) -> Option<HostHandle> {
+        self.by_partition.get(&partition).map(|host| host.clone())
+    }
+
+    /// Enters the host of a new epoch and ends the one before it.
+    pub(crate) fn open(&self, host: HostHandle) {
+        if let Some(before) = self.by_partition.insert(host.partition, host) {
+            before.stop();
+        }
+    }
+
+    /// Ends the host of an epoch, if it is still the current one.
+    pub(crate) fn close(&self, partition: PartitionId, epoch: Term) {
+        if let Some((_, host)) = self.by_partition.remove_if(&partition, |_, host| host.epoch == epoch) {
+            host.stop();
+        }
+    }
+
+    /// Ends all hosts.
+    pub(crate) fn close_all(&self) {
+        for host in &self.by_partition {
+            host.stop();
+        }
+        self.by_partition.clear();
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.by_partition.len()
+    }
+
+    /// Activations in memory over all hosts.
+    pub(crate) fn resident(&self) -> u64 {
+        self.by_partition.iter().map(|host| host.resident()).sum()
+    }
+}
+
+/// What a new host is made from.
+pub(crate) struct Opening {
+    pub(crate) partition: PartitionId,
+    pub(crate) epoch: Term,
+    /// The partition's meta state at the moment the epoch opened.
+    pub(crate) meta: perennial_core::partition::Partition,
+    /// Index applied at that moment.
+    pub(crate) applied: LogIndex,
+    pub(crate) shared: HostShared,
+}
+
+/// Starts a host under `supervisor`.
+///
+/// # Errors
+/// When the supervisor is stopping.
+pub(crate) async fn start(
+    opening: Opening,
+    supervisor: ractor::ActorCell,
+) -> Result<HostHandle, ractor::SpawnErr> {
+    let (partition, epoch) = (opening.partition, opening.epoch);
+    let calls = Arc::new(AtomicU64::new(0));
+    let resident = Arc::new(AtomicU64::new(0));
+    let args = (opening, resident.clone());
+    let (mailbox, _) = ractor::Actor::spawn_linked(None, HostActor, args, supervisor).await?;
+    Ok(HostHandle { epoch, partition, mailbox, calls, resident })
+}
+
+struct HostActor;
+
+impl ractor::Actor for HostActor {
+    type Msg = HostMessage;
+    type State = Host;
+    type Arguments = (Opening, Arc<AtomicU64>);
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<HostMessage>,
+        (opening, resident): Self::Arguments,
+    ) -> Result<Host, ActorProcessingErr> {
+        let mut host = Host::new(opening, myself, resident);
+        host.begin();
+        Ok(host)
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<HostMessage>,
+        message: HostMessage,
+        host: &mut Host,
+    ) -> Result<(), ActorProcessingErr> {
+        host.on(message);
+        Ok(())
+    }
+}

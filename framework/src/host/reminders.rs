@@ -1,0 +1,120 @@
+//! Reminders: durable wake-ups.
+//!
+//! A reminder is a row in the order of due times; firing it is a turn whose record removes the row. So
+//! it fires once, also when the leader changes in between, and those missed during an outage fire when
+//! there is a leader again, earliest first, a bounded number at a time.
+
+use std::time::Duration;
+
+use perennial_core::id::ActorId;
+use perennial_core::partition::record::{Message, ReminderChange};
+use perennial_core::partition::rows;
+use perennial_core::time::Millis;
+
+use super::HostMessage;
+use super::turns::{Host, Work};
+
+/// Reminders fired at a time.
+const FIRE_MAX: usize = 256;
+
+impl Host {
+    /// Fires what is due and plans the next look.
+    pub(super) fn fire_reminders(&mut self) {
+        let now = self.now();
+        let (from, to) = rows::reminders();
+        let found = match self.shared.rows.scan(self.group, &from, Some(&to), FIRE_MAX + self.firing.len()) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(partition = %self.partition, %error, "cannot read the reminders");
+                return;
+            }
+        };
+        let mut next = None;
+        for (key, value) in found {
+            let Some((due, actor, name)) = rows::read_reminder_due(&key) else { continue };
+            if due > now {
+                next = Some(due);
+                break;
+            }
+            let firing = (due, actor, name);
+            if self.firing.contains(&firing) {
+                continue;
+            }
+            let (due, actor, name) = firing;
+            // A turn that is not applied yet may have replaced or cancelled it.
+            if self.reminder_due(&actor, &name) != Some(due) {
+                continue;
+            }
+            let Ok(message) = postcard::from_bytes::<Message>(&value) else {
+                tracing::error!(partition = %self.partition, %actor, name, "a reminder is unreadable");
+                continue;
+            };
+            self.firing.insert((due, actor.clone(), name.clone()));
+            self.begin_work(actor, Work::Reminder { name, due, message });
+        }
+        if let Some(due) = next {
+            self.plan_reminders(due);
+        }
+    }
+
+    fn plan_reminders(&mut self, due: Millis) {
+        if self.reminders_planned.is_some_and(|planned| planned <= due) {
+            return;
+        }
+        self.reminders_planned = Some(due);
+        let pause = Duration::from_millis(due.since(self.now()));
+        let mailbox = self.mailbox.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let _ = mailbox.cast(HostMessage::RemindersDue { planned: due });
+        });
+    }
+
+    pub(super) fn on_reminders_due(&mut self, planned: Millis) {
+        if self.reminders_planned == Some(planned) {
+            self.reminders_planned = None;
+        }
+        self.fire_reminders();
+    }
+
+    /// When the actor's reminder is due as of its last turn.
+    pub(super) fn reminder_due(&mut self, actor: &ActorId, name: &str) -> Option<Millis> {
+        let cached = self.activations.get(actor).and_then(|act| act.reminders.get(name));
+        if let Some(due) = cached {
+            return *due;
+        }
+        let stored = self.shared.rows.get(self.group, &rows::reminder_name(actor, name)).ok().flatten();
+        let due = stored.and_then(|bytes| Some(Millis(u64::from_be_bytes(bytes.as_slice().try_into().ok()?))));
+        if let Some(act) = self.activations.get_mut(actor) {
+            act.reminders.insert(name.to_owned(), due);
+        }
+        due
+    }
+
+    /// Fills in what each change replaces and remembers the new due times.
+    pub(super) fn settle_reminders(&mut self, actor: &ActorId, changes: &mut [ReminderChange]) {
+        for change in changes {
+            let (ReminderChange::Set { name, .. } | ReminderChange::Cancel { name, .. }) = &*change;
+            let name = name.clone();
+            let before = self.reminder_due(actor, &name);
+            let after = match change {
+                ReminderChange::Set { due, replaces, .. } => {
+                    *replaces = before;
+                    Some(*due)
+                }
+                ReminderChange::Cancel { replaces, .. } => {
+                    *replaces = before;
+                    None
+                }
+            };
+            self.note_reminder(actor, &name, after);
+        }
+    }
+
+    /// Remembers when a reminder is due.
+    pub(super) fn note_reminder(&mut self, actor: &ActorId, name: &str, due: Option<Millis>) {
+        if let Some(act) = self.activations.get_mut(actor) {
+            act.reminders.insert(name.to_owned(), due);
+        }
+    }
+}

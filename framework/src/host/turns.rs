@@ -1,0 +1,741 @@
+//! Turns: from a call to a record.
+//!
+//! A plain handler runs in place; an async one takes its actor's state along and runs beside the other
+//! activations. The outcome becomes a record, the record goes into the pack, and what the turn owes waits
+//! until the record is applied. A turn that fails leaves no record and its state is decoded anew.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use foldhash::fast::FixedState;
+use futures_util::FutureExt;
+use perennial_core::id::{ActorId, GroupId, LogIndex, PartitionId, RecordSeq, RequestId, SessionId, Term};
+use perennial_core::partition::record::{Cause, Keep, Message, RECORD_BYTES_MAX, Record, Turn};
+use perennial_core::partition::{Known, OutboxItem, Partition, rows};
+use perennial_core::time::Millis;
+use ractor::ActorRef;
+
+use super::activation::{Activation, FINGERPRINT_BYTES};
+use super::lines::{InLine, OutLine};
+use super::owed::{Owed, Pack, proposal};
+use super::reads::Reads;
+use super::{
+    Ended, HostCall, HostCounters, HostMessage, HostShared, MAILBOX_CALLS_MAX, Opening, ReplyTo,
+    STATE_BYTES_MAX, TurnDone, events,
+};
+use crate::actor::{Answer, Args, Finished, Format, Kind};
+use crate::call::Answered;
+use crate::ctx::{Effects, TurnEnv};
+use crate::error::Fault;
+
+/// How long the reply to an idempotency key is kept, in milliseconds of record time.
+pub const KEYED_REPLY_KEEP_MS: u64 = 24 * 60 * 60 * 1000;
+/// How long the reply to a nested call is kept; far longer than a turn that would repeat it can last.
+pub const NESTED_REPLY_KEEP_MS: u64 = 2 * 60 * 1000;
+/// An actor idle for this long leaves memory, in milliseconds.
+pub const IDLE_MS_MAX: u64 = 10 * 60 * 1000;
+/// How long a turn without a caller (a message, a reminder) may take.
+pub const UNATTENDED_TURN_MAX: Duration = Duration::from_secs(30);
+/// How often a host does its housekeeping.
+const SWEEP_PERIOD: Duration = Duration::from_secs(10);
+/// Kept replies forgotten with one record.
+const FORGET_MAX: usize = 1000;
+
+/// What asks for a turn.
+pub(crate) enum Work {
+    Call(Box<HostCall>, ReplyTo),
+    Message { from: PartitionId, seq: u64, item: OutboxItem },
+    Reminder { name: String, due: Millis, message: Message },
+}
+
+/// What an async turn carries along.
+pub(crate) enum Running {
+    /// A write; the actor waits for it.
+    Write(Work),
+    /// A read on a copy.
+    Read(ReplyTo),
+}
+
+/// One epoch of one partition on its leader.
+///
+/// Invariants: `spec` equals the applied state plus every record in `owed`; nothing leaves for a record
+/// at or above `applied`.
+pub(crate) struct Host {
+    pub(super) partition: PartitionId,
+    pub(super) group: GroupId,
+    pub(super) epoch: Term,
+    pub(super) shared: HostShared,
+    pub(super) mailbox: ActorRef<HostMessage>,
+    resident: Arc<AtomicU64>,
+    /// The partition's meta state, ahead of the log.
+    pub(super) spec: Partition,
+    /// Records of this epoch below this one are applied.
+    pub(super) applied: RecordSeq,
+    pub(super) applied_index: LogIndex,
+    pub(super) activations: HashMap<ActorId, Activation, FixedState>,
+    pack: Pack,
+    pub(super) owed: std::collections::VecDeque<Owed>,
+    pub(super) reads: Reads,
+    /// Retries of calls that wait or run right now.
+    joined: HashMap<RequestId, Vec<ReplyTo>, FixedState>,
+    /// Replies kept as rows that are not applied yet.
+    keyed: HashMap<RequestId, Bytes, FixedState>,
+    pub(super) lines_out: BTreeMap<PartitionId, OutLine>,
+    pub(super) lines_in: BTreeMap<PartitionId, InLine>,
+    pub(super) firing: HashSet<(Millis, ActorId, String), FixedState>,
+    pub(super) reminders_planned: Option<Millis>,
+    pub(super) followers: Vec<events::Follower>,
+    /// Schemas known to be in the log, by fingerprint.
+    schemas: HashSet<u64, FixedState>,
+}
+
+impl Host {
+    pub(super) fn new(opening: Opening, mailbox: ActorRef<HostMessage>, resident: Arc<AtomicU64>) -> Self {
+        let mut spec = opening.meta;
+        spec.open(opening.epoch);
+        Self {
+            partition: opening.partition,
+            group: GroupId::of(opening.partition),
+            epoch: opening.epoch,
+            shared: opening.shared,
+            mailbox,
+            resident,
+            spec,
+            applied: RecordSeq(0),
+            applied_index: opening.applied,
+            activations: HashMap::default(),
+            pack: Pack::default(),
+            owed: std::collections::VecDeque::new(),
+            reads: Reads::default(),
+            joined: HashMap::default(),
+            keyed: HashMap::default(),
+            lines_out: BTreeMap::new(),
+            lines_in: BTreeMap::new(),
+            firing: HashSet::default(),
+            reminders_planned: None,
+            followers: Vec::new(),
+            schemas: HashSet::default(),
+        }
+    }
+
+    /// Takes up what the epoch before left: messages on their way and reminders.
+    pub(super) fn begin(&mut self) {
+        self.pump_lines();
+        self.fire_reminders();
+        self.plan_sweep();
+    }
+
+    pub(super) fn on(&mut self, message: HostMessage) {
+        match message {
+            HostMessage::Call(call, reply) => self.on_call(call, reply),
+            HostMessage::Deliver(delivery, ack) => self.on_deliver(delivery, ack),
+            HostMessage::TurnDone(done) => self.on_turn_done(*done),
+            HostMessage::Applied { index, next_seq } => self.on_applied(index, next_seq),
+            HostMessage::ReadConfirmed { ctx } => self.on_read_confirmed(ctx),
+            HostMessage::LineAcked { to, upto } => self.on_line_acked(to, upto),
+            HostMessage::LineRetry { to } => self.on_line_retry(to),
+            HostMessage::Subscribe { actor, from, sink } => self.on_subscribe(actor, from, sink),
+            HostMessage::RemindersDue { planned } => self.on_reminders_due(planned),
+            HostMessage::Sweep => self.sweep(),
+        }
+        self.flush();
+    }
+
+    /// Record time: never behind what the log says.
+    pub(super) fn now(&self) -> Millis {
+        self.shared.clock.now().max(self.spec.time())
+    }
+
+    fn answered(&self, answer: Answer) -> Answered {
+        let node = Some(self.shared.node.clone());
+        Answered { answer, node, partition: Some(self.partition), retries: 0 }
+    }
+
+    fn refuse(&self, reply: ReplyTo, fault: Fault) {
+        reply.end(Ended::Answered(self.answered(Answer::Fault(fault))));
+    }
+
+    pub(super) fn storage_fault(&self, what: &str, actor: &ActorId, why: &dyn std::fmt::Display) -> Fault {
+        Fault::Unreadable { what: what.to_owned(), at: actor.to_string(), why: why.to_string() }
+    }
+
+    fn on_call(&mut self, call: HostCall, reply: ReplyTo) {
+        if call.deadline <= self.shared.clock.instant() {
+            let actor = call.target.to_string();
+            return self.refuse(reply, Fault::TimedOut { actor });
+        }
+        let (kind, method) = match self.handler(&call.target, &call.method) {
+            Ok(found) => found,
+            Err(fault) => return self.refuse(reply, fault),
+        };
+        let described = &kind.methods()[method];
+        if !described.write {
+            return self.read(kind, method, call, reply);
+        }
+        if call.read_only {
+            let fault = Fault::NotARead { kind: kind.name().to_owned(), method: described.name.to_owned() };
+            return self.refuse(reply, fault);
+        }
+        match self.known(&call) {
+            Ok(Known::Fresh) => {}
+            Ok(Known::Answered(bytes)) => {
+                HostCounters::add(&self.shared.counters.repeated, 1);
+                let answer = Answer::Ok(bytes);
+                let answered = self.answered(answer);
+                return self.answer_as_read(reply, answered);
+            }
+            Ok(Known::Forgotten) => {
+                let actor = call.target.to_string();
+                return self.refuse(reply, Fault::Forgotten { actor });
+            }
+            Err(fault) => return self.refuse(reply, fault),
+        }
+        if let Some(joined) = self.joined.get_mut(&call.request) {
+            joined.push(reply);
+            return;
+        }
+        self.begin_work(call.target.clone(), Work::Call(Box::new(call), reply));
+    }
+
+    fn known(&self, call: &HostCall) -> Result<Known, Fault> {
+        if !call.keyed {
+            return Ok(self.spec.look_up(call.request));
+        }
+        if let Some(reply) = self.keyed.get(&call.request) {
+            return Ok(Known::Answered(reply.clone()));
+        }
+        match self.shared.rows.get(self.group, &rows::kept_reply(call.request)) {
+            Ok(Some(reply)) => Ok(Known::Answered(reply.into())),
+            Ok(None) => Ok(Known::Fresh),
+            Err(error) => Err(self.storage_fault("kept reply", &call.target, &error)),
+        }
+    }
+
+    fn handler(&self, actor: &ActorId, method: &str) -> Result<(Arc<dyn Kind>, usize), Fault> {
+        let kind = self.shared.kinds.get(actor.kind())?;
+        match kind.methods().iter().position(|m| m.name == method) {
+            Some(position) => Ok((kind.clone(), position)),
+            None => Err(Fault::UnknownMethod {
+                kind: kind.name().to_owned(),
+                method: method.to_owned(),
+                known: kind.methods().iter().map(crate::actor::Method::signature).collect(),
+            }),
+        }
+    }
+
+    /// The activation of an actor, made from its row if it is not in memory.
+    fn activate(&mut self, actor: &ActorId, kind: &Arc<dyn Kind>) -> Result<(), Fault> {
+        let now = self.now();
+        if let Some(act) = self.activations.get_mut(actor) {
+            act.last_used = now;
+            return Ok(());
+        }
+        let stored = self
+            .shared
+            .rows
+            .get(self.group, &rows::state(actor))
+            .map_err(|error| self.storage_fault("state", actor, &error))?;
+        let (state, bytes) = match stored {
+            None => (kind.fresh(), Bytes::new()),
+            Some(stored) => self.decode_state(actor, kind, stored)?,
+        };
+        let act = Activation {
+            kind: kind.clone(),
+            state: Some(state),
+            bytes,
+            settled_at: RecordSeq(0),
+            last_used: now,
+            waiting: std::collections::VecDeque::new(),
+            reminders: HashMap::default(),
+            events: 0,
+        };
+        self.activations.insert(actor.clone(), act);
+        self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Decodes a stored state; one of an older schema is given back in today's form.
+    fn decode_state(
+        &self,
+        actor: &ActorId,
+        kind: &Arc<dyn Kind>,
+        stored: Vec<u8>,
+    ) -> Result<(Box<dyn crate::actor::State>, Bytes), Fault> {
+        let unreadable = |why: String| self.storage_fault("state", actor, &why);
+        let (fingerprint, bytes) = stored
+            .split_first_chunk::<FINGERPRINT_BYTES>()
+            .ok_or_else(|| unreadable("it is shorter than its fingerprint".into()))?;
+        let fingerprint = u64::from_be_bytes(*fingerprint);
+        if fingerprint == kind.fingerprint() {
+            let state = kind.decode(bytes).map_err(unreadable)?;
+            return Ok((state, Bytes::from(stored)));
+        }
+        let schema = self
+            .shared
+            .rows
+            .get(self.group, &rows::schema(fingerprint))
+            .map_err(|error| unreadable(error.to_string()))?
+            .ok_or_else(|| unreadable(format!("its schema {fingerprint:016x} is not in the log")))?;
+        let schema: crate::schema::Schema =
+            postcard::from_bytes(&schema).map_err(|error| unreadable(error.to_string()))?;
+        let state = kind.upgrade(bytes, &schema).map_err(unreadable)?;
+        let today = state.encode_into(kind.fingerprint().to_be_bytes().to_vec()).map_err(unreadable)?;
+        Ok((state, Bytes::from(today)))
+    }
+
+    fn env(&self, me: ActorId, path: Vec<ActorId>, request: RequestId, deadline: Instant) -> TurnEnv {
+        TurnEnv { me, caller: self.shared.caller.clone(), path, request, deadline, now: self.now() }
+    }
+
+    fn read(&mut self, kind: Arc<dyn Kind>, method: usize, call: HostCall, reply: ReplyTo) {
+        HostCounters::add(&self.shared.counters.reads, 1);
+        if let Err(fault) = self.activate(&call.target, &kind) {
+            return self.refuse(reply, fault);
+        }
+        let asynchronous = kind.methods()[method].asynchronous;
+        let env = self.env(call.target.clone(), call.path, call.request, call.deadline);
+        let Some(act) = self.activations.get_mut(&call.target) else { return };
+        if let Some(state) = act.state.as_mut().filter(|_| !asynchronous) {
+            let finished = state.run(method, call.args, env);
+            let answered = self.answered(finished.answer);
+            return self.answer_as_read(reply, answered);
+        }
+        // While an async write runs, and for async reads: a copy as of the last record.
+        let mut copy = match act.reload() {
+            Ok(copy) => copy,
+            Err(why) => {
+                let fault = self.storage_fault("state", &call.target, &why);
+                return self.refuse(reply, fault);
+            }
+        };
+        if asynchronous {
+            let turn = copy.run_async(method, call.args, env);
+            return self.spawn(call.target, Running::Read(reply), turn, call.deadline);
+        }
+        let finished = copy.run(method, call.args, env);
+        let answered = self.answered(finished.answer);
+        self.answer_as_read(reply, answered);
+    }
+
+    /// Runs a turn now, or lines it up behind the actor's async write.
+    pub(super) fn begin_work(&mut self, actor: ActorId, work: Work) {
+        if let Some(act) = self.activations.get_mut(&actor)
+            && act.state.is_none()
+        {
+            if act.waiting.len() >= MAILBOX_CALLS_MAX
+                && let Work::Call(_, reply) = work
+            {
+                HostCounters::add(&self.shared.counters.overloaded, 1);
+                let (what, limit) = ("the mailbox".to_owned(), MAILBOX_CALLS_MAX as u64);
+                return self.refuse(reply, Fault::Overloaded { what, at: actor.to_string(), limit });
+            }
+            if let Work::Call(call, _) = &work {
+                self.joined.insert(call.request, Vec::new());
+            }
+            act.waiting.push_back(work);
+            return;
+        }
+        self.run(actor, work);
+    }
+
+    fn run(&mut self, actor: ActorId, work: Work) {
+        // A reminder that calls somebody else only hands its message to the outbox.
+        if let Work::Reminder { message, .. } = &work
+            && message.target != actor
+        {
+            let effects = Effects { sends: vec![message.clone()], ..Effects::default() };
+            return self.record(actor, work, Answer::Ok(Bytes::new()), None, effects);
+        }
+        let (method, args, path, request, deadline) = match &work {
+            Work::Call(call, _) => {
+                (call.method.as_str(), call.args.clone(), call.path.clone(), call.request, call.deadline)
+            }
+            Work::Message { from, seq, item } => {
+                let request = unattended("message", u64::from(from.0), *seq, "");
+                (item.message.method.as_str(), postcard_args(&item.message), Vec::new(), request, self.patience())
+            }
+            Work::Reminder { name, due, message } => {
+                let request = unattended("reminder", u64::from(self.partition.0), due.0, name);
+                (message.method.as_str(), postcard_args(message), Vec::new(), request, self.patience())
+            }
+        };
+        let ready = self.handler(&actor, method).and_then(|(kind, method)| {
+            self.activate(&actor, &kind)?;
+            Ok((kind, method))
+        });
+        let (kind, method) = match ready {
+            Ok(ready) => ready,
+            Err(fault) => return self.finish(actor, work, Finished::fault(fault)),
+        };
+        let env = self.env(actor.clone(), path, request, deadline);
+        let Some(act) = self.activations.get_mut(&actor) else { return };
+        let Some(mut state) = act.state.take() else {
+            unreachable!("an actor whose async write runs takes no other turn");
+        };
+        if kind.methods()[method].asynchronous {
+            if let Work::Call(call, _) = &work {
+                self.joined.entry(call.request).or_default();
+            }
+            let turn = state.run_async(method, args, env);
+            return self.spawn(actor, Running::Write(work), turn, deadline);
+        }
+        let finished = state.run(method, args, env);
+        act.state = Some(state);
+        self.finish(actor, work, finished);
+    }
+
+    fn patience(&self) -> Instant {
+        self.shared.clock.instant() + UNATTENDED_TURN_MAX
+    }
+
+    /// Polls an async turn once in place; if it is not done by then, it goes on as a task of its own.
+    fn spawn(
+        &mut self,
+        actor: ActorId,
+        work: Running,
+        turn: crate::actor::BoxFuture<'static, (Option<Box<dyn crate::actor::State>>, Finished)>,
+        deadline: Instant,
+    ) {
+        let name = actor.to_string();
+        let mut turn = Box::pin(async move {
+            match tokio::time::timeout_at(deadline.into(), turn).await {
+                Ok(done) => done,
+                Err(_) => (None, Finished::fault(Fault::TimedOut { actor: name })),
+            }
+        });
+        if let Some((state, finished)) = (&mut turn).now_or_never() {
+            return self.on_turn_done(TurnDone { actor, work, state, finished });
+        }
+        let mailbox = self.mailbox.clone();
+        tokio::spawn(async move {
+            let (state, finished) = turn.await;
+            let _ = mailbox.cast(HostMessage::TurnDone(Box::new(TurnDone { actor, work, state, finished })));
+        });
+    }
+
+    fn on_turn_done(&mut self, done: TurnDone) {
+        let work = match done.work {
+            Running::Read(reply) => {
+                let answered = self.answered(done.finished.answer);
+                return self.answer_as_read(reply, answered);
+            }
+            Running::Write(work) => work,
+        };
+        if let Some(act) = self.activations.get_mut(&done.actor) {
+            act.state = done.state;
+        }
+        self.finish(done.actor.clone(), work, done.finished);
+        // What waited meanwhile goes on until the next async write.
+        while let Some(act) = self.activations.get_mut(&done.actor).filter(|act| act.state.is_some()) {
+            let Some(work) = act.waiting.pop_front() else { break };
+            self.run(done.actor.clone(), work);
+        }
+    }
+
+    /// Turns a finished turn into a record, or undoes it.
+    fn finish(&mut self, actor: ActorId, work: Work, finished: Finished) {
+        let Finished { answer, effects } = finished;
+        if !matches!(answer, Answer::Ok(_)) {
+            return self.undo(actor, work, answer);
+        }
+        let (fingerprint, bytes, changed) = match self.encode_state(&actor) {
+            Ok(encoded) => encoded,
+            Err(fault) => return self.undo(actor, work, Answer::Fault(fault)),
+        };
+        if bytes.len() > STATE_BYTES_MAX {
+            let fault = too_large("the state", &actor, bytes.len(), STATE_BYTES_MAX);
+            return self.undo(actor, work, Answer::Fault(fault));
+        }
+        if !changed && effects.is_empty() && matches!(work, Work::Call(..)) {
+            return self.end_unrecorded(work, answer);
+        }
+        let size = effects_size(&effects) + bytes.len() + answer_size(&answer);
+        if size > RECORD_BYTES_MAX {
+            let fault = too_large("the record of a turn", &actor, size, RECORD_BYTES_MAX);
+            return self.undo(actor, work, Answer::Fault(fault));
+        }
+        if changed && self.schemas.insert(fingerprint) {
+            self.append_schema(&actor, fingerprint);
+        }
+        let state = changed.then(|| Bytes::from(bytes.into_boxed_slice()));
+        self.record(actor, work, answer, state, effects);
+    }
+
+    /// The state after a turn, behind its fingerprint, and whether it differs from the last record's.
+    fn encode_state(&self, actor: &ActorId) -> Result<(u64, Vec<u8>, bool), Fault> {
+        let lost = || self.storage_fault("state", actor, &"the turn gave none back");
+        let act = self.activations.get(actor).ok_or_else(lost)?;
+        let state = act.state.as_ref().ok_or_else(lost)?;
+        let fingerprint = act.kind.fingerprint();
+        let mut bytes = Vec::with_capacity(act.bytes.len().max(32));
+        bytes.extend_from_slice(&fingerprint.to_be_bytes());
+        let bytes =
+            state.encode_into(bytes).map_err(|why| self.storage_fault("new state", actor, &why))?;
+        let changed = bytes[..] != act.bytes[..];
+        Ok((fingerprint, bytes, changed))
+    }
+
+    /// The turn failed: its state is decoded anew. A message or reminder is used up all the same.
+    fn undo(&mut self, actor: ActorId, work: Work, answer: Answer) {
+        HostCounters::add(&self.shared.counters.undone, 1);
+        if let Some(act) = self.activations.get_mut(&actor) {
+            match act.reload() {
+                Ok(state) => act.state = Some(state),
+                Err(why) => {
+                    // What was encoded here a moment ago does not decode: give up the activation.
+                    tracing::error!(%actor, why, "a state cannot be read back");
+                    act.state = Some(act.kind.fresh());
+                    self.mailbox.kill();
+                }
+            }
+        }
+        match work {
+            Work::Call(..) => self.end_unrecorded(work, answer),
+            Work::Message { .. } | Work::Reminder { .. } => {
+                tracing::warn!(%actor, ?answer, "a message or reminder failed; it is dropped");
+                self.record(actor, work, answer, None, Effects::default());
+            }
+        }
+    }
+
+    /// Answers a call that left no record.
+    fn end_unrecorded(&mut self, work: Work, answer: Answer) {
+        if let Work::Call(call, reply) = work {
+            let answered = self.answered(answer);
+            for joined in self.joined.remove(&call.request).unwrap_or_default() {
+                self.answer_as_read(joined, answered.clone());
+            }
+            self.answer_as_read(reply, answered);
+        }
+    }
+
+    /// Makes the turn's record and notes what it owes.
+    fn record(&mut self, actor: ActorId, work: Work, answer: Answer, state: Option<Bytes>, mut effects: Effects) {
+        HostCounters::add(&self.shared.counters.turns, 1);
+        let mut owed = Owed::nothing(RecordSeq(0));
+        if let Work::Reminder { name, .. } = &work {
+            self.note_reminder(&actor, name, None);
+        }
+        self.settle_reminders(&actor, &mut effects.reminders);
+        let size = 96
+            + actor.as_str().len()
+            + state.as_ref().map_or(0, Bytes::len)
+            + effects_size(&effects)
+            + answer_size(&answer);
+        let cause = self.cause_of(&actor, work, answer, &mut owed);
+        owed.sends = !effects.sends.is_empty();
+        owed.reminders = !effects.reminders.is_empty();
+        let published = effects.events.len() as u32;
+        owed.published = (published > 0).then(|| actor.clone());
+        HostCounters::add(&self.shared.counters.events, u64::from(published));
+        let next = RecordSeq(self.spec.next_record().0 + 1);
+        let mut trim = false;
+        if let Some(act) = self.activations.get_mut(&actor) {
+            if let Some(state) = &state {
+                act.bytes = state.clone();
+            }
+            act.settled_at = next;
+            act.events += published;
+            if act.events >= events::EVENTS_KEPT_MIN {
+                act.events = 0;
+                trim = true;
+            }
+        }
+        let turn = Turn {
+            actor: actor.clone(),
+            cause,
+            state,
+            sends: effects.sends,
+            reminders: effects.reminders,
+            events: effects.events,
+        };
+        let from = owed.message.map(|(from, _)| from);
+        owed.seq = self.append(Record::Turn(Box::new(turn)), size);
+        self.owed.push_back(owed);
+        if trim {
+            self.trim_events(&actor);
+        }
+        if let Some(from) = from {
+            self.message_recorded(from);
+            self.pump_line_in(from);
+        }
+    }
+
+    fn cause_of(&mut self, actor: &ActorId, work: Work, answer: Answer, owed: &mut Owed) -> Cause {
+        match work {
+            Work::Call(call, reply) => {
+                let bytes = match &answer {
+                    Answer::Ok(bytes) => bytes.clone(),
+                    Answer::App(_) | Answer::Fault(_) => unreachable!("an undone call leaves no record"),
+                };
+                owed.joined = self.joined.remove(&call.request).unwrap_or_default();
+                owed.answer = Some((reply, self.answered(answer)));
+                let keep = if call.keyed {
+                    self.keyed.insert(call.request, bytes.clone());
+                    owed.keyed = Some(call.request);
+                    let ms = if call.path.is_empty() { KEYED_REPLY_KEEP_MS } else { NESTED_REPLY_KEEP_MS };
+                    Keep::Until(self.now().plus(ms))
+                } else {
+                    Keep::UntilAcknowledged
+                };
+                Cause::Call { request: call.request, ack_below: call.ack_below, keep, reply: bytes }
+            }
+            Work::Message { from, seq, .. } => {
+                HostCounters::add(&self.shared.counters.messages, 1);
+                owed.message = Some((from, seq));
+                Cause::Message { from, seq }
+            }
+            Work::Reminder { name, due, message: _ } => {
+                HostCounters::add(&self.shared.counters.reminders, 1);
+                owed.reminder = Some((due, actor.clone(), name.clone()));
+                Cause::Reminder { name, due }
+            }
+        }
+    }
+
+    fn append_schema(&mut self, actor: &ActorId, fingerprint: u64) {
+        let stored = self.shared.rows.get(self.group, &rows::schema(fingerprint));
+        if matches!(stored, Ok(Some(_))) {
+            return;
+        }
+        let Some(act) = self.activations.get(actor) else { return };
+        let (root, types) = act.kind.state_schema();
+        let schema = crate::schema::Schema { root, types };
+        let schema = Bytes::from(postcard::to_stdvec(&schema).expect("a schema always encodes"));
+        let size = schema.len();
+        let seq = self.append(Record::Schema { fingerprint, schema }, size);
+        self.owed.push_back(Owed::nothing(seq));
+    }
+
+    /// Appends a record to the pack and the state ahead of the log; gives its number.
+    pub(super) fn append(&mut self, record: Record, bytes: usize) -> RecordSeq {
+        let seq = self.spec.next_record();
+        self.spec.note(&record, self.now());
+        self.pack.push(record, bytes);
+        seq
+    }
+
+    /// Proposes what is packed, as far as it may go.
+    pub(super) fn flush(&mut self) {
+        let (time, next) = (self.now(), self.spec.next_record());
+        while let Some((batch, count)) = self.pack.next_batch(self.epoch, next, time, &self.shared.counters) {
+            self.shared.log.propose(proposal(self.group, &batch, count));
+        }
+    }
+
+    fn on_applied(&mut self, index: LogIndex, next_seq: RecordSeq) {
+        self.applied = self.applied.max(next_seq);
+        self.applied_index = self.applied_index.max(index);
+        self.pack.arrived(self.applied);
+        let (mut sends, mut reminders, mut published) = (false, false, Vec::new());
+        while let Some(mut owed) = self.owed.pop_front_if(|owed| owed.seq < self.applied) {
+            owed.answer();
+            if let Some(request) = owed.keyed {
+                self.keyed.remove(&request);
+            }
+            if let Some((from, seq)) = owed.message {
+                self.message_applied(from, seq);
+            }
+            if let Some(fired) = owed.reminder {
+                self.firing.remove(&fired);
+            }
+            sends |= owed.sends;
+            reminders |= owed.reminders;
+            published.extend(owed.published);
+        }
+        self.release_reads();
+        if sends {
+            self.pump_lines();
+        }
+        if reminders {
+            self.fire_reminders();
+        }
+        if !published.is_empty() {
+            self.hand_events_of(&published);
+        }
+    }
+
+    fn plan_sweep(&self) {
+        let mailbox = self.mailbox.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(SWEEP_PERIOD).await;
+            let _ = mailbox.cast(HostMessage::Sweep);
+        });
+    }
+
+    /// Lets idle actors leave memory and forgets replies whose time is over.
+    fn sweep(&mut self) {
+        let now = self.now();
+        let applied = self.applied;
+        self.activations.retain(|_, act| !(act.idle(applied) && now.since(act.last_used) > IDLE_MS_MAX));
+        self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
+        let silent = self.spec.dedup().silent(now, FORGET_MAX);
+        if !silent.is_empty() {
+            let size = silent.len() * 17;
+            let seq = self.append(Record::SessionsForgotten(silent), size);
+            self.owed.push_back(Owed::nothing(seq));
+        }
+        let (from, to) = rows::kept_before(now);
+        if let Ok(found) = self.shared.rows.scan(self.group, &from, Some(&to), FORGET_MAX)
+            && !found.is_empty()
+        {
+            let keys: Vec<_> = found.iter().filter_map(|(key, _)| rows::read_kept_until(key)).collect();
+            let size = keys.len() * 40;
+            let seq = self.append(Record::KeysForgotten(keys), size);
+            self.owed.push_back(Owed::nothing(seq));
+        }
+        self.hand_events_of(&[]);
+        self.plan_sweep();
+    }
+}
+
+impl Finished {
+    pub(crate) fn fault(fault: Fault) -> Self {
+        Self { answer: Answer::Fault(fault), effects: Effects::default() }
+    }
+}
+
+fn postcard_args(message: &Message) -> Args {
+    Args { format: Format::Postcard, bytes: message.args.clone() }
+}
+
+/// The id that nested calls of a turn without a caller derive theirs from.
+fn unattended(what: &str, a: u64, b: u64, name: &str) -> RequestId {
+    let bytes = [what.as_bytes(), &a.to_be_bytes(), &b.to_be_bytes(), name.as_bytes()].concat();
+    RequestId { session: SessionId(perennial_core::hash::wide_hash(&bytes)), seq: 0 }
+}
+
+fn too_large(what: &str, actor: &ActorId, bytes: usize, limit: usize) -> Fault {
+    Fault::TooLarge {
+        what: what.to_owned(),
+        at: actor.to_string(),
+        bytes: bytes as u64,
+        limit: limit as u64,
+    }
+}
+
+fn effects_size(effects: &Effects) -> usize {
+    let message = |m: &Message| m.args.len() + m.method.len() + m.target.as_str().len() + 16;
+    effects.sends.iter().map(message).sum::<usize>()
+        + effects.events.iter().map(|e| e.len() + 4).sum::<usize>()
+        + effects
+            .reminders
+            .iter()
+            .map(|change| match change {
+                perennial_core::partition::record::ReminderChange::Set { name, message: m, .. } => {
+                    name.len() + message(m) + 24
+                }
+                perennial_core::partition::record::ReminderChange::Cancel { name, .. } => name.len() + 16,
+            })
+            .sum::<usize>()
+}
+
+fn answer_size(answer: &Answer) -> usize {
+    match answer {
+        Answer::Ok(bytes) | Answer::App(bytes) => bytes.len(),
+        Answer::Fault(_) => 0,
+    }
+}

@@ -1,0 +1,336 @@
+//! Finding or forming the cluster.
+//!
+//! Nodes that belong to no cluster ask the addresses they were given who is there. Once as many as
+//! expected have found each other, the one with the lowest node id forms the cluster: every one of them
+//! promises, durably, to be formed by it alone; then it writes down the first state itself and hands it
+//! to the others. All have to promise, so two clusters cannot come out of one set of nodes. A node that
+//! meets a formed cluster joins it instead. Never touches a node that belongs to a cluster already.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use perennial_core::hash::{HASH_VERSION, PartitionCount};
+use perennial_core::id::{ClusterId, NodeId};
+use perennial_core::membership::MemberSpec;
+use perennial_core::placement::{ClusterMeta, ClusterState, form};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::identity::{Folder, Identity, Promise};
+use crate::link::tls::Tls;
+use crate::link::{DialError, Facts, LinkConfig, probe};
+use crate::protocol::{decode, encode};
+
+/// Pause between rounds of asking.
+const ROUND_PAUSE: Duration = Duration::from_millis(150);
+
+/// A question on the join lane.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum JoinQuestion {
+    /// Who is there? Here is who asks.
+    Hello(MemberSpec),
+    /// Will you be formed by me?
+    Promise(NodeId, u64),
+    /// This is the cluster, as promised.
+    Form(u64, Box<ClusterState>),
+}
+
+/// An answer on the join lane.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum JoinAnswer {
+    /// Who is here, what it belongs to, and whom it knows.
+    Hello { spec: MemberSpec, cluster: Option<Box<ClusterState>>, known: Vec<MemberSpec> },
+    /// Promised, by this node.
+    Promised(MemberSpec),
+    /// The cluster is formed here.
+    Formed,
+    /// No, and why.
+    Refused(String),
+}
+
+/// What the node knows while it looks for its cluster.
+pub(super) struct Formation {
+    pub(super) spec: MemberSpec,
+    folder: Arc<Folder>,
+    identity: Mutex<Identity>,
+    /// Nodes met, by id.
+    met: Mutex<BTreeMap<NodeId, MemberSpec>>,
+    /// The cluster as formed, once it is.
+    pub(super) formed: watch::Sender<Option<ClusterState>>,
+    /// The newest state known, for those who ask.
+    pub(super) current: watch::Receiver<Option<ClusterState>>,
+    /// What it waits for, for people.
+    pub(super) waiting: watch::Sender<String>,
+}
+
+/// Settings of forming.
+pub(super) struct Plan {
+    pub(super) join: Vec<String>,
+    pub(super) expect: usize,
+    pub(super) partitions: PartitionCount,
+    pub(super) replication: u8,
+}
+
+impl Formation {
+    pub(super) fn new(
+        spec: MemberSpec,
+        folder: Arc<Folder>,
+        identity: Identity,
+        current: watch::Receiver<Option<ClusterState>>,
+    ) -> Arc<Self> {
+        let formed = watch::Sender::new(identity.formed.clone());
+        let waiting = watch::Sender::new("looking for the cluster".to_owned());
+        Arc::new(Self {
+            spec,
+            folder,
+            identity: Mutex::new(identity),
+            met: Mutex::default(),
+            formed,
+            current,
+            waiting,
+        })
+    }
+
+    fn cluster(&self) -> Option<ClusterState> {
+        self.current.borrow().clone().or_else(|| self.formed.borrow().clone())
+    }
+
+    /// What this node says about itself at the door.
+    pub(super) fn facts(&self) -> Facts {
+        let cluster = self.cluster();
+        let member = cluster.as_ref().and_then(|c| c.members.by_node(&self.spec.node));
+        Facts {
+            node: self.spec.node.clone(),
+            cluster: cluster.as_ref().map(|c| c.meta.cluster),
+            hash_version: HASH_VERSION,
+            address: self.spec.address.clone(),
+            incarnation: member.map_or(0, |m| m.incarnation),
+        }
+    }
+
+    fn meet(&self, spec: MemberSpec) {
+        if spec.node != self.spec.node && spec.validate().is_ok() {
+            self.met.lock().unwrap_or_else(PoisonError::into_inner).insert(spec.node.clone(), spec);
+        }
+    }
+
+    fn met(&self) -> BTreeMap<NodeId, MemberSpec> {
+        self.met.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Answers a question on the join lane. `from` is proved by its certificate.
+    pub(super) fn answer(&self, from: &NodeId, question: &[u8]) -> Bytes {
+        let answer = match decode(question) {
+            Err(error) => JoinAnswer::Refused(error.to_string()),
+            Ok(JoinQuestion::Hello(spec)) if spec.node == *from => {
+                self.meet(spec);
+                let known = self.met().into_values().collect();
+                JoinAnswer::Hello { spec: self.spec.clone(), cluster: self.cluster().map(Box::new), known }
+            }
+            Ok(JoinQuestion::Promise(initiator, nonce)) if initiator == *from => self.promise(initiator, nonce),
+            Ok(JoinQuestion::Form(nonce, state)) => self.take(from, nonce, *state),
+            Ok(_) => JoinAnswer::Refused(format!("the question names another node than {from}")),
+        };
+        encode(&answer)
+    }
+
+    fn promise(&self, initiator: NodeId, nonce: u64) -> JoinAnswer {
+        let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        if identity.formed.is_some() {
+            return JoinAnswer::Refused("it belongs to a cluster already".into());
+        }
+        // A promise binds to one initiator. The same one may ask again: had it formed anything with the
+        // old number, it would be formed itself and ask no more.
+        if let Some(promise) = &identity.promise
+            && promise.initiator != initiator
+        {
+            return JoinAnswer::Refused(format!("it has promised to be formed by {}", promise.initiator));
+        }
+        let promised = Identity { promise: Some(Promise { initiator, nonce }), ..identity.clone() };
+        match self.folder.store(&promised) {
+            Ok(()) => {
+                *identity = promised;
+                JoinAnswer::Promised(self.spec.clone())
+            }
+            Err(error) => JoinAnswer::Refused(format!("its promise cannot be stored: {error}")),
+        }
+    }
+
+    fn take(&self, from: &NodeId, nonce: u64, state: ClusterState) -> JoinAnswer {
+        let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(formed) = &identity.formed {
+            return match formed.meta.cluster == state.meta.cluster {
+                true => JoinAnswer::Formed,
+                false => JoinAnswer::Refused("it belongs to another cluster".into()),
+            };
+        }
+        let promised = identity.promise.as_ref().is_some_and(|p| p.initiator == *from && p.nonce == nonce);
+        if !promised || state.members.by_node(&self.spec.node).is_none() || state.meta.check().is_err() {
+            return JoinAnswer::Refused("it has not promised to be formed like this".into());
+        }
+        match self.adopt(&mut identity, state) {
+            Ok(()) => JoinAnswer::Formed,
+            Err(error) => JoinAnswer::Refused(format!("the cluster cannot be stored: {error}")),
+        }
+    }
+
+    fn adopt(&self, identity: &mut Identity, state: ClusterState) -> std::io::Result<()> {
+        let formed = Identity { promise: None, formed: Some(state.clone()), ..identity.clone() };
+        self.folder.store(&formed)?;
+        *identity = formed;
+        self.formed.send_replace(Some(state));
+        Ok(())
+    }
+
+    /// Looks for the cluster until it is found or formed. A member that misses the word of its forming
+    /// hears of it by asking on.
+    pub(super) async fn run(self: Arc<Self>, plan: Plan, tls: Tls, config: LinkConfig) {
+        while self.formed.borrow().is_none() {
+            let round = self.ask_all(&plan.join, &tls, &config).await;
+            self.advance(&plan, round, &tls, &config).await;
+            if self.formed.borrow().is_none() {
+                tokio::time::sleep(ROUND_PAUSE).await;
+            }
+        }
+    }
+
+    /// Asks every known address; gives the clusters heard of and the last failure.
+    async fn ask_all(&self, join: &[String], tls: &Tls, config: &LinkConfig) -> Round {
+        let mut addresses: Vec<String> = join.to_vec();
+        addresses.extend(self.met().into_values().map(|spec| spec.address));
+        addresses.sort();
+        addresses.dedup();
+        addresses.retain(|address| *address != self.spec.address);
+        let hello = JoinQuestion::Hello(self.spec.clone());
+        let asked = addresses.iter().map(|address| self.ask(address, &hello, tls, config));
+        let mut round = Round { clusters: Vec::new(), failure: None };
+        for (address, answer) in addresses.iter().zip(futures_util::future::join_all(asked).await) {
+            match answer {
+                Ok(JoinAnswer::Hello { spec, cluster, known }) => {
+                    self.meet(spec);
+                    known.into_iter().for_each(|spec| self.meet(spec));
+                    round.clusters.extend(cluster);
+                }
+                Ok(JoinAnswer::Refused(why)) => round.failure = Some(format!("{address}: {why}")),
+                Ok(_) => {}
+                Err(DialError::TurnedAway { refusal: crate::link::Refusal::OwnNode(_), .. }) => {}
+                Err(error) => round.failure = Some(error.to_string()),
+            }
+        }
+        round
+    }
+
+    async fn ask(
+        &self,
+        address: &str,
+        question: &JoinQuestion,
+        tls: &Tls,
+        config: &LinkConfig,
+    ) -> Result<JoinAnswer, DialError> {
+        let probed = probe(address, tls, self.facts(), &encode(question), config).await?;
+        Ok(decode(&probed.reply).unwrap_or_else(|error| JoinAnswer::Refused(error.to_string())))
+    }
+
+    async fn advance(&self, plan: &Plan, round: Round, tls: &Tls, config: &LinkConfig) {
+        if let Some(cluster) = round.clusters.into_iter().next() {
+            return self.join(*cluster);
+        }
+        let met = self.met();
+        let found = met.len() + 1;
+        if found < plan.expect {
+            let more = plan.expect - found;
+            let names: Vec<_> =
+                std::iter::once(&self.spec.node).chain(met.keys()).map(ToString::to_string).collect();
+            let failure = round.failure.map(|why| format!("; last failure: {why}")).unwrap_or_default();
+            self.waiting.send_replace(format!(
+                "waiting for {more} more node{} ({found} of {} found: {}){failure}",
+                if more == 1 { "" } else { "s" },
+                plan.expect,
+                names.join(", "),
+            ));
+            return;
+        }
+        // The lowest ids make the cluster; whoever is met beyond that joins it afterwards.
+        let mut specs: BTreeMap<_, _> = met;
+        specs.insert(self.spec.node.clone(), self.spec.clone());
+        let chosen: Vec<_> = specs.into_values().take(plan.expect).collect();
+        let Some(initiator) = chosen.first().map(|spec| spec.node.clone()) else { return };
+        if initiator != self.spec.node {
+            self.waiting.send_replace(format!("waiting for {initiator} to form the cluster"));
+            return;
+        }
+        self.initiate(plan, chosen, tls, config).await;
+    }
+
+    fn join(&self, cluster: ClusterState) {
+        if cluster.members.by_node(&self.spec.node).is_none() {
+            let why = format!(
+                "waiting to be admitted to cluster {:032x}: it was formed without {}",
+                cluster.meta.cluster.0, self.spec.node
+            );
+            self.waiting.send_replace(why);
+            return;
+        }
+        let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        // A member that never got the first state takes the present one; its log starts empty and is
+        // filled by the leaders.
+        if identity.formed.is_none()
+            && let Err(error) = self.adopt(&mut identity, cluster)
+        {
+            self.waiting.send_replace(format!("the cluster cannot be stored: {error}"));
+        }
+    }
+
+    async fn initiate(&self, plan: &Plan, chosen: Vec<MemberSpec>, tls: &Tls, config: &LinkConfig) {
+        let nonce: u64 = rand::random();
+        if let JoinAnswer::Refused(why) = self.promise(self.spec.node.clone(), nonce) {
+            self.waiting.send_replace(why);
+            return;
+        }
+        let mut specs = vec![self.spec.clone()];
+        for spec in chosen.iter().filter(|spec| spec.node != self.spec.node) {
+            let question = JoinQuestion::Promise(self.spec.node.clone(), nonce);
+            match self.ask(&spec.address, &question, tls, config).await {
+                Ok(JoinAnswer::Promised(theirs)) if theirs.node == spec.node => specs.push(theirs),
+                Ok(JoinAnswer::Refused(why)) => {
+                    self.waiting.send_replace(format!("{} refuses to form a cluster: {why}", spec.node));
+                    return;
+                }
+                Ok(_) => return,
+                Err(error) => {
+                    self.waiting.send_replace(format!("waiting for {}: {error}", spec.node));
+                    return;
+                }
+            }
+        }
+        let meta = ClusterMeta::new(ClusterId(rand::random()), plan.partitions, plan.replication);
+        let state = match form(meta, specs) {
+            Ok(state) => state,
+            Err(error) => {
+                self.waiting.send_replace(format!("the cluster cannot be formed: {error}"));
+                return;
+            }
+        };
+        {
+            // From here on the cluster exists: this node alone may hand out its first state.
+            let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = self.adopt(&mut identity, state.clone()) {
+                self.waiting.send_replace(format!("the cluster cannot be stored: {error}"));
+                return;
+            }
+        }
+        for member in state.members.iter().filter(|member| member.node != self.spec.node) {
+            let question = JoinQuestion::Form(nonce, Box::new(state.clone()));
+            if let Err(error) = self.ask(&member.address, &question, tls, config).await {
+                tracing::warn!(node = %member.node, %error, "the new cluster is not told yet");
+            }
+        }
+    }
+}
+
+struct Round {
+    clusters: Vec<Box<ClusterState>>,
+    failure: Option<String>,
+}

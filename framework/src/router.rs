@@ -1,0 +1,472 @@
+//! The router: brings a call to the leader of its partition, and its answer back.
+//!
+//! Owns what is known of the table and the leaders, and the caller's session. Retries with the same
+//! request id until the deadline; that is safe because the partition remembers what it has answered.
+//! Never runs a turn. A node's router hands calls to its own hosts; a client's has none and goes to the
+//! leaders over the network.
+
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use perennial_core::id::{ActorId, MemberId, NodeId, PartitionId, Term};
+use perennial_core::placement::ClusterState;
+use perennial_core::routing::{Decision, Routes};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::actor::{Answer, BoxFuture};
+use crate::call::{Answered, Caller, EventItem, EventStream, EventsFrom, Outbound};
+use crate::error::Fault;
+use crate::host::{Delivery, Ended, HostCall, HostMessage, Hosts};
+use crate::link::{ItemStream, LinkError};
+use crate::protocol::{CallRequest, Question, Response, Stream, decode, encode};
+use crate::session::Session;
+
+/// Longest deadline of a call; a longer one is cut. Replies are kept for retries far longer.
+pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// First and longest pause before a call is tried again, unless something changes earlier.
+const RETRY_MIN: Duration = Duration::from_millis(2);
+const RETRY_MAX: Duration = Duration::from_millis(100);
+/// Events on their way to one follower.
+pub const FOLLOWER_EVENTS_MAX: usize = 1024;
+/// How long a majority of a partition's replicas must be out of reach before calls are refused at once.
+const MINORITY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Questions to nodes, as the router needs them.
+pub(crate) trait Network: Send + Sync + 'static {
+    /// Asks a node.
+    fn ask(&self, node: &NodeId, payload: Bytes, within: Duration) -> BoxFuture<'static, Result<Bytes, LinkError>>;
+    /// Asks a node for a stream.
+    fn follow(&self, node: &NodeId, payload: Bytes) -> BoxFuture<'static, Result<ItemStream, LinkError>>;
+    /// Whether it can be asked now.
+    fn is_up(&self, node: &NodeId) -> bool;
+}
+
+/// See the module. Shared by everything that calls.
+pub(crate) struct Router {
+    me: OnceLock<MemberId>,
+    routes: RwLock<Option<Routes>>,
+    /// Told whenever routes or links change, so that waiting calls look again.
+    changed: Notify,
+    hosts: Arc<Hosts>,
+    network: OnceLock<Arc<dyn Network>>,
+    session: Arc<Session>,
+    /// Since when each partition has been without a reachable majority; only kept by nodes.
+    minority: RwLock<std::collections::BTreeMap<PartitionId, Instant>>,
+}
+
+/// How one attempt of a call went.
+enum Attempt {
+    Ended(Answered),
+    /// It did not run; try again at once if something was learned, else after a pause.
+    Elsewhere { learned: bool },
+    /// It may have run.
+    Lost,
+    /// Nobody to ask.
+    Nobody(PartitionId),
+}
+
+impl Router {
+    pub(crate) fn new(hosts: Arc<Hosts>) -> Arc<Self> {
+        Arc::new(Self {
+            me: OnceLock::new(),
+            routes: RwLock::new(None),
+            changed: Notify::new(),
+            hosts,
+            network: OnceLock::new(),
+            session: Session::new(),
+            minority: RwLock::default(),
+        })
+    }
+
+    /// Connects the router to the network; once.
+    pub(crate) fn set_network(&self, network: Arc<dyn Network>) {
+        let _ = self.network.set(network);
+    }
+
+    /// Says which member this is; once.
+    pub(crate) fn set_me(&self, me: MemberId) {
+        let _ = self.me.set(me);
+    }
+
+    /// Which member this is, once known.
+    pub(crate) fn me(&self) -> Option<MemberId> {
+        self.me.get().copied()
+    }
+
+    pub(crate) fn routes(&self) -> RwLockReadGuard<'_, Option<Routes>> {
+        self.routes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Routes)) {
+        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(routes) = routes.as_mut() {
+            change(routes);
+        }
+        drop(routes);
+        self.changed.notify_waiters();
+    }
+
+    /// Takes over a newer cluster state.
+    pub(crate) fn update(&self, state: ClusterState) {
+        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        match routes.as_mut() {
+            Some(routes) => {
+                routes.update(state);
+            }
+            None => *routes = Some(Routes::new(state)),
+        }
+        drop(routes);
+        self.changed.notify_waiters();
+    }
+
+    /// Heard who leads a partition, or that nobody does.
+    pub(crate) fn leader(&self, partition: PartitionId, term: Term, leader: Option<MemberId>) {
+        self.change(|routes| match leader {
+            Some(leader) => {
+                routes.learn(partition, term, leader);
+            }
+            None => routes.forget(partition, term),
+        });
+    }
+
+    /// A node's links broke or came back.
+    pub(crate) fn node_up(&self, node: &NodeId, up: bool) {
+        self.change(|routes| {
+            let Some(member) = routes.state().members.by_node(node).map(|m| m.id) else { return };
+            if up { routes.restore(member) } else { routes.avoid(member) }
+        });
+    }
+
+    /// A host opened or closed.
+    pub(crate) fn notify(&self) {
+        self.changed.notify_waiters();
+    }
+
+    fn node_of(&self, member: MemberId) -> Option<NodeId> {
+        self.routes().as_ref()?.state().members.get(member).map(|m| m.node.clone())
+    }
+
+    fn decide(&self, actor: &ActorId) -> Option<Decision> {
+        Some(self.routes().as_ref()?.decide(self.me(), actor, 0))
+    }
+
+    /// What another node is told when this one does not lead.
+    pub(crate) fn hint(&self, actor: &ActorId) -> Option<(Term, MemberId)> {
+        let routes = self.routes();
+        let routes = routes.as_ref()?;
+        routes.hint(routes.partition_of(actor)).filter(|(_, leader)| Some(*leader) != self.me())
+    }
+
+    /// Runs a call that has made its hop on the host here, if it leads.
+    pub(crate) fn call_here(&self, request: CallRequest, answer: Box<dyn FnOnce(Ended) + Send>) {
+        let partition = self.routes().as_ref().map(|routes| routes.partition_of(&request.target));
+        let Some(host) = partition.and_then(|partition| self.hosts.get(partition)) else {
+            return answer(Ended::NotLeader);
+        };
+        let timeout = Duration::from_millis(u64::from(request.timeout_ms)).min(CALL_TIMEOUT_MAX);
+        let call = HostCall {
+            target: request.target,
+            method: request.method,
+            args: crate::actor::Args { format: request.format, bytes: request.args },
+            request: request.request,
+            ack_below: request.ack_below,
+            keyed: request.keyed,
+            read_only: request.read_only,
+            path: request.path,
+            deadline: tokio::time::Instant::now().into_std() + timeout,
+        };
+        host.call(call, answer);
+    }
+
+    async fn attempt(&self, call: &Outbound, request: perennial_core::id::RequestId) -> Attempt {
+        let left = call.deadline.saturating_duration_since(tokio::time::Instant::now().into_std());
+        let wire = || CallRequest {
+            target: call.target.clone(),
+            method: call.method.clone(),
+            format: call.args.format,
+            args: call.args.bytes.clone(),
+            request,
+            ack_below: if request.session == self.session.id() { self.session.ack_below() } else { 0 },
+            keyed: call.keyed || !call.path.is_empty(),
+            read_only: call.read_only,
+            path: call.path.clone(),
+            timeout_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1),
+        };
+        match self.decide(&call.target) {
+            None => Attempt::Nobody(PartitionId(0)),
+            Some(Decision::Local(_)) => {
+                let (sender, receiver) = oneshot::channel();
+                self.call_here(wire(), Box::new(move |ended| drop(sender.send(ended))));
+                match tokio::time::timeout(left, receiver).await {
+                    Ok(Ok(Ended::Answered(answered))) => Attempt::Ended(answered),
+                    Ok(Ok(Ended::NotLeader)) => Attempt::Elsewhere { learned: false },
+                    Ok(Err(_)) | Err(_) => Attempt::Lost,
+                }
+            }
+            Some(Decision::Forward(member) | Decision::Redirect(member)) => {
+                let response = self.ask_member(member, &Question::Call(wire()), left).await;
+                match response {
+                    Ok(Response::Ended(answered)) => Attempt::Ended(answered),
+                    Ok(Response::NotLeader(hint)) => self.redirected(&call.target, member, hint),
+                    Ok(Response::Refused(fault)) => Attempt::Ended(Answered::fault(fault)),
+                    Ok(_) => Attempt::Lost,
+                    Err(error) if error.may_have_been_received() => Attempt::Lost,
+                    Err(_) => Attempt::Elsewhere { learned: false },
+                }
+            }
+            Some(Decision::NoLeader { partition }) => Attempt::Nobody(partition),
+        }
+    }
+
+    /// Takes in what a node that does not lead said.
+    fn redirected(&self, actor: &ActorId, asked: MemberId, hint: Option<(Term, MemberId)>) -> Attempt {
+        let mut learned = false;
+        self.change(|routes| {
+            let partition = routes.partition_of(actor);
+            if let Some((term, leader)) = hint {
+                learned = routes.learn(partition, term, leader);
+            } else if let Some((term, leader)) = routes.hint(partition)
+                && leader == asked
+            {
+                routes.forget(partition, term);
+            }
+        });
+        Attempt::Elsewhere { learned }
+    }
+
+    async fn ask_member(&self, member: MemberId, question: &Question, within: Duration) -> Result<Response, LinkError> {
+        let node = self.node_of(member).ok_or(LinkError::NoLink)?;
+        self.ask(&node, question, within).await
+    }
+
+    /// Asks a node.
+    pub(crate) async fn ask(
+        &self,
+        node: &NodeId,
+        question: &Question,
+        within: Duration,
+    ) -> Result<Response, LinkError> {
+        let network = self.network.get().ok_or(LinkError::NoLink)?;
+        let bytes = network.ask(node, encode(question), within).await?;
+        decode(&bytes).map_err(|error| {
+            tracing::warn!(%node, %error, "an answer cannot be read");
+            LinkError::Closed
+        })
+    }
+
+    /// Whether calls to a partition are to be refused at once: this node has been cut off from a
+    /// majority of its replicas for a while.
+    fn minority(&self, partition: PartitionId) -> Option<Fault> {
+        let me = self.me()?;
+        let network = self.network.get()?;
+        let (reachable, all) = {
+            let routes = self.routes();
+            let state = routes.as_ref()?.state();
+            let replicas = state.table.replicas_of(partition);
+            let up = |m: &&MemberId| {
+                **m == me || state.members.get(**m).is_some_and(|member| network.is_up(&member.node))
+            };
+            (replicas.iter().filter(up).count(), replicas.len())
+        };
+        let mut minority = self.minority.write().unwrap_or_else(PoisonError::into_inner);
+        if reachable * 2 > all {
+            minority.remove(&partition);
+            return None;
+        }
+        let now = tokio::time::Instant::now().into_std();
+        let since = *minority.entry(partition).or_insert(now);
+        (now.duration_since(since) >= MINORITY_PATIENCE).then(|| Fault::Unavailable {
+            what: format!("partition {partition}"),
+            why: format!(
+                "only {reachable} of its {all} replicas can be reached from here, a majority is needed; \
+                 start the other nodes or mend the network, then try again"
+            ),
+        })
+    }
+
+    async fn route(&self, call: Outbound) -> Answered {
+        let ticket = call.request.is_none().then(|| self.session.begin());
+        let Some(request) = call.request.or(ticket.as_ref().map(|t| t.request())) else {
+            unreachable!("a call has an id or gets one");
+        };
+        let mut call = call;
+        call.deadline = call.deadline.min(tokio::time::Instant::now().into_std() + CALL_TIMEOUT_MAX);
+        let (mut retries, mut pause, mut lost) = (0, RETRY_MIN, false);
+        loop {
+            let changed = self.changed.notified();
+            match self.attempt(&call, request).await {
+                Attempt::Ended(mut answered) => match &answered.answer {
+                    Answer::Fault(Fault::OutcomeUnknown { .. }) => lost = true,
+                    _ => {
+                        answered.retries = retries;
+                        return answered;
+                    }
+                },
+                Attempt::Elsewhere { learned: true } => {
+                    retries += 1;
+                    continue;
+                }
+                Attempt::Elsewhere { learned: false } => {}
+                Attempt::Lost => lost = true,
+                Attempt::Nobody(partition) => {
+                    if let Some(fault) = self.minority(partition).filter(|_| !lost) {
+                        return Answered { retries, ..Answered::fault(fault) };
+                    }
+                }
+            }
+            let next = tokio::time::Instant::now() + pause;
+            if next.into_std() >= call.deadline {
+                return Answered { retries, ..Answered::fault(self.out_of_time(&call, lost)) };
+            }
+            let _ = tokio::time::timeout_at(next, changed).await;
+            retries += 1;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    fn out_of_time(&self, call: &Outbound, lost: bool) -> Fault {
+        if lost {
+            return Fault::TimedOut { actor: call.target.to_string() };
+        }
+        let why = match self.routes().as_ref() {
+            None => "this node has not joined a cluster yet; wait until it is ready, then try again".to_owned(),
+            Some(_) => "no leader could be reached within the deadline; nothing was applied, try again".to_owned(),
+        };
+        Fault::Unavailable { what: call.target.to_string(), why }
+    }
+
+    /// Hands messages to the leader of their partition.
+    pub(crate) async fn deliver(&self, delivery: Delivery) -> Result<u64, Fault> {
+        let unavailable = |why: &str| Fault::Unavailable {
+            what: format!("partition {}", delivery.to),
+            why: why.to_owned(),
+        };
+        let leader = {
+            let routes = self.routes();
+            let routes = routes.as_ref().ok_or_else(|| unavailable("no cluster"))?;
+            routes.hint(delivery.to).map(|(_, leader)| leader)
+        };
+        if let Some(host) = self.hosts.get(delivery.to) {
+            let (ack, acked) = oneshot::channel();
+            host.tell(HostMessage::Deliver(delivery.clone(), ack));
+            return acked.await.unwrap_or_else(|_| Err(unavailable("its leader has changed")));
+        }
+        let leader = leader.ok_or_else(|| unavailable("no leader is known"))?;
+        let within = Duration::from_secs(30);
+        match self.ask_member(leader, &Question::Deliver(delivery.clone()), within).await {
+            Ok(Response::Delivered(upto)) => Ok(upto),
+            Ok(_) => Err(unavailable("its leader has changed")),
+            Err(error) => Err(unavailable(&error.to_string())),
+        }
+    }
+
+    /// Follows an actor's events wherever its leader is, from where the stream broke off.
+    async fn follow(self: Arc<Self>, actor: ActorId, mut from: EventsFrom, sink: mpsc::Sender<Result<EventItem, Fault>>) {
+        let mut pause = RETRY_MIN;
+        while !sink.is_closed() {
+            let changed = self.changed.notified();
+            let mut source = match self.source(&actor, from).await {
+                Some(source) => source,
+                None => {
+                    let _ = tokio::time::timeout(pause, changed).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                    continue;
+                }
+            };
+            while let Some(item) = source.next(&sink).await {
+                match item {
+                    Ok(Source::Event(item)) => {
+                        pause = RETRY_MIN;
+                        from = EventsFrom::After(item.id);
+                        if sink.send(Ok(item)).await.is_err() {
+                            return;
+                        }
+                    }
+                    Ok(Source::Position(id)) => from = EventsFrom::After(id),
+                    Err(fault) => {
+                        let _ = sink.send(Err(fault)).await;
+                        return;
+                    }
+                }
+            }
+            let _ = tokio::time::timeout(pause, self.changed.notified()).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn source(&self, actor: &ActorId, from: EventsFrom) -> Option<EventSource> {
+        match self.decide(actor)? {
+            Decision::Local(partition) => {
+                let host = self.hosts.get(partition)?;
+                let (sink, events) = mpsc::channel(FOLLOWER_EVENTS_MAX);
+                host.tell(HostMessage::Subscribe { actor: actor.clone(), from, sink });
+                Some(EventSource::Local(events))
+            }
+            Decision::Forward(member) | Decision::Redirect(member) => {
+                let node = self.node_of(member)?;
+                let network = self.network.get()?.clone();
+                let payload = encode(&Stream::Events { actor: actor.clone(), from });
+                Some(EventSource::Remote(network.follow(&node, payload).await.ok()?))
+            }
+            Decision::NoLeader { .. } => None,
+        }
+    }
+}
+
+/// What comes out of a source of events.
+enum Source {
+    Event(EventItem),
+    /// Nothing was published; the stream stands here.
+    Position(crate::call::EventId),
+}
+
+enum EventSource {
+    Local(mpsc::Receiver<Result<EventItem, Fault>>),
+    Remote(ItemStream),
+}
+
+impl EventSource {
+    /// The next item; `None` when the source has ended or nobody listens any more.
+    async fn next(&mut self, sink: &mpsc::Sender<Result<EventItem, Fault>>) -> Option<Result<Source, Fault>> {
+        let item = tokio::select! {
+            () = sink.closed() => return None,
+            item = async {
+                match self {
+                    Self::Local(events) => events.recv().await,
+                    Self::Remote(items) => {
+                        let bytes = items.next().await.ok()?;
+                        decode::<Result<EventItem, Fault>>(&bytes).ok()
+                    }
+                }
+            } => item?,
+        };
+        Some(item.map(|item| if item.is_position() { Source::Position(item.id) } else { Source::Event(item) }))
+    }
+}
+
+/// A router as callers hold it.
+#[derive(Clone)]
+pub(crate) struct RouterCaller(pub(crate) Arc<Router>);
+
+impl Caller for RouterCaller {
+    fn call(&self, call: Outbound) -> BoxFuture<'static, Answered> {
+        let router = self.0.clone();
+        Box::pin(async move { router.route(call).await })
+    }
+
+    fn subscribe(&self, actor: ActorId, from: EventsFrom) -> EventStream {
+        let (sink, events) = mpsc::channel(FOLLOWER_EVENTS_MAX);
+        tokio::spawn(self.0.clone().follow(actor, from, sink));
+        Box::pin(futures_util::stream::unfold(events, |mut events| async move {
+            events.recv().await.map(|item| (item, events))
+        }))
+    }
+}
+
+impl crate::host::Courier for RouterCaller {
+    fn deliver(&self, delivery: Delivery) -> BoxFuture<'static, Result<u64, Fault>> {
+        let router = self.0.clone();
+        Box::pin(async move { router.deliver(delivery).await })
+    }
+}

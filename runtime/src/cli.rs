@@ -1,0 +1,284 @@
+//! The command line of every application.
+//!
+//! Owns flags, help and examples. Never runs anything: [`crate::launch`] does.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use perennial::call::ActorId;
+use perennial::core::id::NodeId;
+
+use crate::output::Output;
+use crate::settings::{ServeArgs, Span};
+
+/// Where `dev` keeps its cluster unless told otherwise, and where other commands look for it.
+pub(crate) const DEV_DATA_DEFAULT: &str = ".perennial/dev";
+/// The file in which a cluster on this machine describes itself.
+pub(crate) const CLUSTER_FILE: &str = "cluster.toml";
+
+/// Virtual actors whose state is kept in replicated logs
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Without a command: dev. Exit codes: 0 done, 1 failed, 2 wrong usage, 5 no node can be reached."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run one node of a cluster
+    Serve(Box<ServeArgs>),
+    /// Run a cluster on this machine for development
+    Dev(DevArgs),
+    /// Kill nodes of a cluster under load and prove that nothing is lost or doubled
+    Demo(DemoArgs),
+    /// Call an actor
+    Call(CallArgs),
+    /// Show members, leaders and replicas
+    Status(StatusArgs),
+    /// Measure calls per second, latency, idle cost and failover
+    Bench(BenchArgs),
+    /// Make throw-away certificates for nodes and a client
+    Certs(CertsArgs),
+}
+
+impl Command {
+    /// `dev` without arguments.
+    pub(crate) fn dev() -> Self {
+        let cli = Cli::parse_from(["perennial", "dev"]);
+        cli.command.expect("the words name a command")
+    }
+}
+
+/// Which cluster to talk to.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct TargetArgs {
+    /// File that describes the cluster [default: .perennial/dev/cluster.toml]
+    #[arg(long, value_name = "FILE", env = "PERENNIAL_CLUSTER", conflicts_with = "address")]
+    pub(crate) cluster: Option<PathBuf>,
+    /// Addresses of some nodes, instead of a file
+    #[arg(long, value_name = "HOST:PORT,..", env = "PERENNIAL_ADDRESS", value_delimiter = ',', requires_all = ["tls_ca", "tls_cert", "tls_key"])]
+    pub(crate) address: Vec<String>,
+    /// Certificate of the cluster's authority (PEM)
+    #[arg(long, value_name = "FILE", env = "PERENNIAL_TLS_CA")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Certificate of this client (PEM)
+    #[arg(long, value_name = "FILE", env = "PERENNIAL_TLS_CERT")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Key of this client (PEM)
+    #[arg(long, value_name = "FILE", env = "PERENNIAL_TLS_KEY")]
+    pub(crate) tls_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DevArgs {
+    /// Nodes; one runs in this process, more run in processes of their own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub(crate) nodes: u8,
+    /// Folder for data, logs and certificates; kept for the next start
+    #[arg(long, value_name = "DIR", default_value = DEV_DATA_DEFAULT)]
+    pub(crate) data: PathBuf,
+    /// First port for HTTP; the next free ones are taken
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    pub(crate) http_port: u16,
+    /// What to log, such as info or perennial=debug
+    #[arg(long, value_name = "FILTER", env = "PERENNIAL_LOG", default_value = "warn")]
+    pub(crate) log: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DemoArgs {
+    /// How long to drive load
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(4..=3600))]
+    pub(crate) seconds: u32,
+    /// Logical clients of each workload, each with one call in flight
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) clients: u32,
+    /// Seed of the load; drawn and told if not given
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Keep the nodes' data and logs
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// How to print the result
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CallArgs {
+    /// The actor: KIND/KEY
+    #[arg(value_name = "KIND/KEY")]
+    pub(crate) actor: ActorId,
+    /// The handler
+    #[arg(value_name = "HANDLER")]
+    pub(crate) method: String,
+    /// name=value, name:=json, or - to read a JSON object from standard input
+    #[arg(value_name = "ARGUMENT")]
+    pub(crate) args: Vec<String>,
+    /// Idempotency key: repeating the call with it gives the same answer and no second turn
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: Option<String>,
+    /// When to give up
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub(crate) timeout: Span,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StatusArgs {
+    /// Show every partition
+    #[arg(long)]
+    pub(crate) partitions: bool,
+    /// Show it again every second
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+}
+
+/// What a benchmark does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchOp {
+    /// Writes: each call adds 1 to a counter
+    Inc,
+    /// Linearizable reads
+    Get,
+    /// Writes while leaders are killed again and again
+    Failover,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BenchArgs {
+    /// Calls in flight
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) clients: u32,
+    /// Counters the calls are spread over
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) keys: u32,
+    /// What to do
+    #[arg(long, value_enum, default_value = "inc")]
+    pub(crate) op: BenchOp,
+    /// All calls go to one counter
+    #[arg(long)]
+    pub(crate) hot: bool,
+    /// How long to measure
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub(crate) seconds: u32,
+    /// How long to drive load before measuring
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) warmup: u32,
+    /// Client sessions the calls are spread over
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) connections: u16,
+    /// Kills of --op failover
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) kills: u16,
+    /// Measure what idle nodes cost instead
+    #[arg(long, conflicts_with_all = ["resident", "hot"])]
+    pub(crate) idle: bool,
+    /// Touch this many counters and measure the memory instead
+    #[arg(long, value_name = "N", conflicts_with = "hot")]
+    pub(crate) resident: Option<u32>,
+    /// Nodes of the cluster that is started when none is named
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub(crate) nodes: u8,
+    /// How to print the result
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CertsArgs {
+    /// Node ids
+    #[arg(value_name = "NODE-ID", required = true)]
+    pub(crate) nodes: Vec<NodeId>,
+    /// Folder to write to
+    #[arg(long, value_name = "DIR", default_value = "certs")]
+    pub(crate) dir: PathBuf,
+    /// Name of the client's certificate
+    #[arg(long, value_name = "NAME", default_value = "client")]
+    pub(crate) client: NodeId,
+}
+
+/// Examples of each command; `$` stands for the program.
+const EXAMPLES: &[(&str, &[&str])] = &[
+    (
+        "serve",
+        &[
+            "$ certs n1 n2 n3 --dir certs",
+            "$ serve --node-id n1 --data data/n1 --listen 127.0.0.1:7001 --http 127.0.0.1:8081 \\\n    \
+             --join 127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003 --bootstrap-expect 3 \\\n    \
+             --tls-ca certs/ca.pem --tls-cert certs/n1.pem --tls-key certs/n1.key",
+            "$ serve --config n1.toml",
+        ],
+    ),
+    ("dev", &["$ dev", "$ dev --nodes 3", "kill -9 PID   (of a node: watch its actors come back elsewhere)"]),
+    ("demo", &["$ demo", "$ demo --seconds 30 --clients 256 -o json"]),
+    (
+        "call",
+        &[
+            "$ call Cart/alice add sku=tea qty=2 cents=250",
+            "$ call Cart/alice total_cents",
+            "$ call Cart/alice add --key order-17 sku=tea qty=2 cents=250   (safe to repeat)",
+            "echo '{\"sku\":\"tea\",\"qty\":2,\"cents\":250}' | $ call Cart/alice add -",
+            "name=value is text where the handler takes text, else JSON if it can be read as such",
+        ],
+    ),
+    ("status", &["$ status", "$ status --partitions --watch", "$ status -o json | jq .members"]),
+    (
+        "bench",
+        &[
+            "$ bench                              (starts three nodes in a temporary folder)",
+            "$ bench --op get --clients 64",
+            "$ bench --hot --cluster .perennial/dev/cluster.toml",
+            "$ bench --op failover --kills 10",
+            "$ bench --idle --seconds 30",
+            "$ bench --resident 100000",
+        ],
+    ),
+    ("certs", &["$ certs n1 n2 n3 --dir certs"]),
+];
+
+/// Reads the command line of the application `name`.
+///
+/// # Errors
+/// What clap says: also help and version.
+pub(crate) fn parse(
+    name: &'static str,
+    args: impl IntoIterator<Item = impl Into<std::ffi::OsString> + Clone>,
+) -> Result<Cli, clap::Error> {
+    let mut command = Cli::command().name(name);
+    for (sub, examples) in EXAMPLES {
+        let text: String = examples.iter().map(|line| format!("  {}\n", line.replace('$', name))).collect();
+        command = command.mut_subcommand(sub, |sub| sub.after_help(format!("Examples:\n{text}")));
+    }
+    Cli::from_arg_matches(&command.try_get_matches_from(args)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound_and_every_command_has_examples() {
+        Cli::command().debug_assert();
+        for command in Cli::command().get_subcommands() {
+            assert!(EXAMPLES.iter().any(|(name, _)| *name == command.get_name()), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn no_command_at_all_is_accepted() {
+        assert!(parse("shop", ["shop"]).unwrap().command.is_none());
+    }
+}

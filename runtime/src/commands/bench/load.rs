@@ -1,0 +1,179 @@
+//! The load generator: many logical clients in one process, each with one call in flight.
+//!
+//! Calls are untyped with arguments encoded once, so that the generator costs little beside the client.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use perennial::Client;
+use perennial::actor::Answer;
+use perennial::call::ActorId;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use crate::counter::{Prepared, counter};
+
+/// Histograms that clients share, so that they seldom wait for each other.
+const SHARES: usize = 16;
+/// Longest latency told apart, in microseconds.
+const LATENCY_MICROS_MAX: u64 = 120_000_000;
+/// Pause of a client after a fault: a cluster that refuses at once is not asked in a tight loop.
+const REFUSED_PAUSE: Duration = Duration::from_millis(20);
+
+/// What to call.
+pub(super) struct Plan {
+    pub(super) clients: u32,
+    pub(super) keys: u32,
+    pub(super) read: bool,
+}
+
+/// What the calls showed.
+#[derive(Debug, Serialize)]
+pub(super) struct Figures {
+    pub(super) calls: u64,
+    pub(super) calls_per_s: f64,
+    pub(super) p50_micros: u64,
+    pub(super) p99_micros: u64,
+    pub(super) p999_micros: u64,
+    pub(super) max_micros: u64,
+    /// Faults by code.
+    pub(super) errors: BTreeMap<String, u64>,
+}
+
+impl Figures {
+    /// The same over another stretch of time.
+    pub(super) fn rates(self, seconds: f64) -> Self {
+        Self { calls_per_s: self.calls as f64 / seconds, ..self }
+    }
+}
+
+/// What clients write down together.
+struct Book {
+    measuring: AtomicBool,
+    stopped: AtomicBool,
+    latencies: Vec<Mutex<Histogram<u64>>>,
+    errors: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Book {
+    fn new(measuring: bool) -> Arc<Self> {
+        let histogram = || {
+            Mutex::new(Histogram::new_with_bounds(1, LATENCY_MICROS_MAX, 3).expect("the bounds are in order"))
+        };
+        Arc::new(Self {
+            measuring: AtomicBool::new(measuring),
+            stopped: AtomicBool::new(false),
+            latencies: std::iter::repeat_with(histogram).take(SHARES).collect(),
+            errors: Mutex::default(),
+        })
+    }
+
+    /// One call, written down if its end falls into the measured stretch.
+    async fn call(&self, share: usize, client: &Client, prepared: &Prepared, target: &ActorId) {
+        let started = Instant::now();
+        let answered = prepared.call(client, target).await;
+        let measuring = self.measuring.load(Ordering::Relaxed);
+        match answered.answer {
+            Answer::Fault(fault) => {
+                if measuring {
+                    *lock(&self.errors).entry(fault.code().to_owned()).or_default() += 1;
+                }
+                tokio::time::sleep(REFUSED_PAUSE).await;
+            }
+            Answer::Ok(_) | Answer::App(_) if measuring => {
+                let micros = started.elapsed().as_micros() as u64;
+                lock(&self.latencies[share % SHARES]).saturating_record(micros.max(1));
+            }
+            Answer::Ok(_) | Answer::App(_) => {}
+        }
+    }
+
+    fn figures(&self, seconds: f64) -> Figures {
+        let mut all = Histogram::<u64>::new(3).expect("three digits are supported");
+        for share in &self.latencies {
+            all.add(&*lock(share)).expect("a histogram that grows takes every other");
+        }
+        Figures {
+            calls: all.len(),
+            calls_per_s: all.len() as f64 / seconds,
+            p50_micros: all.value_at_quantile(0.5),
+            p99_micros: all.value_at_quantile(0.99),
+            p999_micros: all.value_at_quantile(0.999),
+            max_micros: all.max(),
+            errors: lock(&self.errors).clone(),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A load that runs; dropping it ends it.
+pub(super) struct Running {
+    book: Arc<Book>,
+    tasks: JoinSet<()>,
+}
+
+/// Starts the clients, spread over the connections.
+pub(super) fn start(clients: &[Client], plan: &Plan) -> Running {
+    let book = Book::new(false);
+    let targets: Arc<[ActorId]> = (0..plan.keys).map(|key| counter(&format!("bench-{key}"))).collect();
+    let prepared = if plan.read { Prepared::get() } else { Prepared::add(1) };
+    let mut tasks = JoinSet::new();
+    for number in 0..plan.clients as usize {
+        let (book, targets, prepared) = (Arc::clone(&book), Arc::clone(&targets), prepared.clone());
+        let client = clients[number % clients.len()].clone();
+        tasks.spawn(async move {
+            let mut random = SmallRng::seed_from_u64(number as u64);
+            while !book.stopped.load(Ordering::Relaxed) {
+                let target = &targets[random.random_range(0..targets.len())];
+                book.call(number, &client, &prepared, target).await;
+            }
+        });
+    }
+    Running { book, tasks }
+}
+
+impl Running {
+    /// Starts or ends the measured stretch.
+    pub(super) fn measure(&self, on: bool) {
+        self.book.measuring.store(on, Ordering::Relaxed);
+    }
+
+    /// Waits for the calls in flight.
+    pub(super) async fn stop(mut self, seconds: f64) -> Figures {
+        self.book.stopped.store(true, Ordering::Relaxed);
+        while self.tasks.join_next().await.is_some() {}
+        self.book.figures(seconds)
+    }
+}
+
+/// Calls each of `actors` counters once.
+pub(super) async fn touch(clients: &[Client], in_flight: u32, actors: u32) -> Figures {
+    let book = Book::new(true);
+    let next = Arc::new(AtomicU32::new(0));
+    let started = Instant::now();
+    let mut tasks = JoinSet::new();
+    for number in 0..in_flight as usize {
+        let (book, next) = (Arc::clone(&book), Arc::clone(&next));
+        let client = clients[number % clients.len()].clone();
+        tasks.spawn(async move {
+            let add = Prepared::add(1);
+            loop {
+                let actor = next.fetch_add(1, Ordering::Relaxed);
+                if actor >= actors {
+                    return;
+                }
+                book.call(number, &client, &add, &counter(&format!("resident-{actor}"))).await;
+            }
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+    book.figures(started.elapsed().as_secs_f64())
+}

@@ -1,0 +1,309 @@
+//! `bench`: calls per second, latency, cost of idle nodes and resident actors, failover gaps.
+//!
+//! Owns what is measured when; [`load`] makes calls, [`cost`] reads what processes use. All calls are
+//! made closed-loop from this one process: each logical client has one call in flight.
+
+mod cost;
+mod load;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use perennial::Client;
+use serde::Serialize;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use self::cost::{NodeCost, Sampler};
+use self::load::{Figures, Plan};
+use super::target::Target;
+use super::{Interrupts, Launch, READY_MAX, STOP_MAX, probe_for};
+use crate::cli::{BenchArgs, BenchOp, TargetArgs};
+use crate::counter::CounterLoad;
+use crate::exit::{CommandError, Exit};
+use crate::harness::{ClusterFile, ProcessCluster, kill_and_return, status_of};
+use crate::output::{self, Output, Progress, mebibytes, micros, table};
+use crate::workload::{LoadContext, LoadReport, Workload};
+
+/// Pause between two kills, so that leaders are spread again.
+const KILL_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a benchmark showed; absent parts were not measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    mode: &'static str,
+    seconds: f64,
+    clients: u32,
+    connections: u16,
+    keys: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calls: Option<Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failover: Option<Failovers>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resident: Option<Resident>,
+    client_cpu_percent: f64,
+    nodes: Vec<NodeCost>,
+}
+
+/// Gaps over all kills.
+#[derive(Debug, Serialize)]
+struct Failovers {
+    kills: usize,
+    partitions: usize,
+    unanswered: usize,
+    gap_p50_ms: u64,
+    gap_max_ms: u64,
+    report: LoadReport,
+}
+
+/// Memory of resident actors.
+#[derive(Debug, Serialize)]
+struct Resident {
+    actors: u32,
+    activations: u64,
+    rss_before_bytes: Vec<Option<u64>>,
+}
+
+pub(crate) async fn run(launch: &Launch, args: BenchArgs) -> Result<Exit, CommandError> {
+    let mut interrupts = Interrupts::new()?;
+    let report = tokio::select! {
+        report = bench(launch, &args) => report?,
+        () = interrupts.next() => return Err(CommandError::Interrupted),
+    };
+    match args.output {
+        Output::Json => output::json(&report),
+        Output::Text => show(&report),
+    }
+    let broken = report.failover.as_ref().is_some_and(|f| f.unanswered > 0 || !f.report.kept());
+    let failed = report.calls.as_ref().is_some_and(|calls| calls.calls == 0);
+    Ok(if broken || failed { Exit::Failed } else { Exit::Ok })
+}
+
+/// The cluster that is measured. The processes go before their folder.
+struct Subject {
+    own: Option<ProcessCluster>,
+    _folder: Option<TempDir>,
+    file: ClusterFile,
+    clients: Vec<Client>,
+}
+
+impl Subject {
+    async fn of(launch: &Launch, args: &BenchArgs, progress: &mut Progress) -> Result<Self, CommandError> {
+        if names_one(&args.target) {
+            let target = Target::of(&args.target, &launch.program)?;
+            let mut clients = Vec::new();
+            for _ in 0..args.connections {
+                clients.push(target.connect().await?);
+            }
+            return Ok(Self { own: None, _folder: None, file: target.file, clients });
+        }
+        progress.state(&format!("starting {} nodes in a temporary folder", args.nodes));
+        let folder = tempfile::Builder::new()
+            .prefix("perennial-bench-")
+            .tempdir()
+            .map_err(CommandError::io("make a temporary folder"))?;
+        let spec = launch.cluster(usize::from(args.nodes), folder.path())?;
+        let mut cluster = ProcessCluster::start(spec).await?;
+        cluster.wait_ready(READY_MAX).await?;
+        let mut clients = Vec::new();
+        for _ in 0..args.connections {
+            clients.push(cluster.client().await?);
+        }
+        Ok(Self { file: cluster.file(), own: Some(cluster), _folder: Some(folder), clients })
+    }
+
+    async fn stop(self) {
+        drop(self.clients);
+        if let Some(cluster) = self.own {
+            cluster.stop(STOP_MAX).await;
+        }
+    }
+}
+
+fn names_one(target: &TargetArgs) -> bool {
+    target.cluster.is_some() || !target.address.is_empty()
+}
+
+async fn bench(launch: &Launch, args: &BenchArgs) -> Result<Report, CommandError> {
+    let failover = args.op == BenchOp::Failover && !args.idle && args.resident.is_none();
+    if failover && names_one(&args.target) {
+        let why = "--op failover kills nodes, so it starts its own: leave out --cluster and --address";
+        return Err(CommandError::Usage(why.into()));
+    }
+    let mut progress = Progress::spinner();
+    let mut subject = Subject::of(launch, args, &mut progress).await?;
+    let report = if args.idle {
+        idle(args, &subject, &mut progress).await
+    } else if let Some(actors) = args.resident {
+        resident(args, actors, &subject, &mut progress).await
+    } else if failover {
+        failovers(args, &mut subject, &mut progress).await
+    } else {
+        calls(args, &subject, &mut progress).await
+    }?;
+    progress.state("stopping");
+    subject.stop().await;
+    Ok(report)
+}
+
+/// A report without its parts.
+fn report(mode: &'static str, args: &BenchArgs, cost: cost::Cost) -> Report {
+    Report {
+        mode,
+        seconds: cost.seconds,
+        clients: args.clients,
+        connections: args.connections,
+        keys: if args.hot { 1 } else { args.keys },
+        calls: None,
+        failover: None,
+        resident: None,
+        client_cpu_percent: cost.own_cpu_percent,
+        nodes: cost.nodes,
+    }
+}
+
+async fn calls(args: &BenchArgs, subject: &Subject, progress: &mut Progress) -> Result<Report, CommandError> {
+    let read = args.op == BenchOp::Get;
+    let plan = Plan { clients: args.clients, keys: if args.hot { 1 } else { args.keys }, read };
+    let running = load::start(&subject.clients, &plan);
+    progress.state(&format!("{} calls in flight: warming up for {} s", args.clients, args.warmup));
+    tokio::time::sleep(Duration::from_secs(args.warmup.into())).await;
+    let mut sampler = Sampler::new(&subject.file).await;
+    progress.state(&format!("measuring for {} s", args.seconds));
+    running.measure(true);
+    tokio::time::sleep(Duration::from_secs(args.seconds.into())).await;
+    running.measure(false);
+    let cost = sampler.since_start().await;
+    let figures = running.stop(cost.seconds).await;
+    let mode = if read { "get" } else { "inc" };
+    Ok(Report { calls: Some(figures), ..report(mode, args, cost) })
+}
+
+async fn idle(args: &BenchArgs, subject: &Subject, progress: &mut Progress) -> Result<Report, CommandError> {
+    progress.state(&format!("letting the nodes settle for {} s", args.warmup));
+    tokio::time::sleep(Duration::from_secs(args.warmup.into())).await;
+    let mut sampler = Sampler::new(&subject.file).await;
+    progress.state(&format!("measuring idle nodes for {} s", args.seconds));
+    tokio::time::sleep(Duration::from_secs(args.seconds.into())).await;
+    Ok(report("idle", args, sampler.since_start().await))
+}
+
+async fn resident(
+    args: &BenchArgs,
+    actors: u32,
+    subject: &Subject,
+    progress: &mut Progress,
+) -> Result<Report, CommandError> {
+    let mut sampler = Sampler::new(&subject.file).await;
+    progress.state(&format!("touching {actors} counters"));
+    let figures = load::touch(&subject.clients, args.clients, actors).await;
+    let cost = sampler.since_start().await;
+    let status = status_of(&subject.clients[0]).await?;
+    let resident = Resident {
+        actors,
+        activations: status.partitions.iter().map(|partition| partition.activations).sum(),
+        rss_before_bytes: sampler.rss_at_start(),
+    };
+    let calls = Some(figures.rates(cost.seconds));
+    Ok(Report { resident: Some(resident), calls, keys: actors, ..report("resident", args, cost) })
+}
+
+async fn failovers(
+    args: &BenchArgs,
+    subject: &mut Subject,
+    progress: &mut Progress,
+) -> Result<Report, CommandError> {
+    let client = subject.clients[0].clone();
+    let cluster = subject.own.as_mut().expect("failover is measured on a cluster of its own only");
+    let probe = probe_for(&status_of(&client).await?)?;
+    let stop = CancellationToken::new();
+    let _stop_on_failure = stop.clone().drop_guard();
+    let ctx = LoadContext {
+        client: client.clone(),
+        clients: args.clients as usize,
+        seed: rand::random(),
+        probe: probe.clone(),
+        stop: stop.clone(),
+    };
+    let running = CounterLoad.start(ctx);
+    progress.state(&format!("{} calls in flight: warming up for {} s", args.clients, args.warmup));
+    tokio::time::sleep(Duration::from_secs(args.warmup.into())).await;
+    let mut sampler = Sampler::new(&subject.file).await;
+    let (mut gaps, mut unanswered) = (Vec::new(), 0);
+    for kill in 1..=args.kills {
+        progress.state(&format!("kill {kill} of {}", args.kills));
+        let seen = kill_and_return(cluster, &client, &probe, None, |line| progress.line(line)).await?;
+        gaps.extend(seen.gaps_ms);
+        unanswered += seen.unanswered;
+        tokio::time::sleep(KILL_PAUSE).await;
+    }
+    stop.cancel();
+    progress.state("reading everything back");
+    let verified = running.finish().await?;
+    gaps.sort_unstable();
+    let failover = Failovers {
+        kills: usize::from(args.kills),
+        partitions: gaps.len(),
+        unanswered,
+        gap_p50_ms: gaps.get(gaps.len() / 2).copied().unwrap_or(0),
+        gap_max_ms: gaps.last().copied().unwrap_or(0),
+        report: verified,
+    };
+    // Killed processes took their counts with them, so the nodes' cost says nothing here.
+    let cost = cost::Cost { nodes: Vec::new(), ..sampler.since_start().await };
+    Ok(Report { failover: Some(failover), ..report("failover", args, cost) })
+}
+
+fn show(report: &Report) {
+    let mut facts = BTreeMap::new();
+    if let Some(calls) = &report.calls {
+        output::data(&format!(
+            "{:.0} calls/s ({} calls in {:.1} s; {} in flight over {} keys and {} connections)",
+            calls.calls_per_s, calls.calls, report.seconds, report.clients, report.keys, report.connections
+        ));
+        output::data(&format!(
+            "latency p50 {}, p99 {}, p99.9 {}, longest {}",
+            micros(calls.p50_micros),
+            micros(calls.p99_micros),
+            micros(calls.p999_micros),
+            micros(calls.max_micros)
+        ));
+        facts.extend(calls.errors.iter().map(|(code, count)| (format!("failed with {code}"), *count)));
+    }
+    if let Some(failover) = &report.failover {
+        output::data(&format!(
+            "{} kills, {} partitions led by the killed: gap p50 {} ms, longest {} ms",
+            failover.kills, failover.partitions, failover.gap_p50_ms, failover.gap_max_ms
+        ));
+        facts.insert("not answered in time".into(), failover.unanswered as u64);
+        facts.insert("acknowledged".into(), failover.report.acknowledged);
+        facts.insert("lost".into(), failover.report.lost);
+        facts.insert("doubled".into(), failover.report.doubled);
+    }
+    if let Some(resident) = &report.resident {
+        output::data(&format!("{} counters, {} activations", resident.actors, resident.activations));
+    }
+    for (name, value) in facts {
+        output::data(&format!("{name}: {value}"));
+    }
+    output::data(&format!("this process used {:.0} % of a core", report.client_cpu_percent));
+    if report.nodes.is_empty() {
+        return;
+    }
+    let before = report.resident.as_ref().map(|resident| &resident.rss_before_bytes);
+    let mut nodes = table(&["node", "#process", "#CPU of a core", "#memory", "#before", "#flushes/s"]);
+    for (at, node) in report.nodes.iter().enumerate() {
+        let dash = || "-".to_owned();
+        let memory = |bytes: Option<u64>| bytes.map_or_else(dash, mebibytes);
+        nodes.add_row([
+            node.node.to_string(),
+            node.pid.map_or_else(dash, |pid| pid.to_string()),
+            node.cpu_percent.map_or_else(dash, |cpu| format!("{cpu:.1} %")),
+            memory(node.rss_bytes),
+            memory(before.and_then(|before| before.get(at).copied().flatten())),
+            node.flushes_per_s.map_or_else(dash, |flushes| format!("{flushes:.0}")),
+        ]);
+    }
+    output::data(&nodes.trim_fmt());
+}

@@ -1,0 +1,192 @@
+//! `serve`: one node of a cluster, until it is told to stop.
+//!
+//! Owns the order of start (port, gateway, ready) and of stop (gateway, drain, flush), which the embedded
+//! node of `dev` shares.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use perennial::node::{Backend, NodeConfig};
+use perennial::{App, Node};
+use tokio::sync::oneshot;
+
+use super::Interrupts;
+use crate::exit::{CommandError, Exit};
+use crate::gateway::{Gateway, GatewayConfig};
+use crate::output::{self, LogFormat};
+use crate::settings::{ServeArgs, SettingsError};
+
+/// How often a node that is not ready is asked what it waits for.
+const STAGE_POLL: Duration = Duration::from_millis(100);
+/// Grace of a node whose owner is gone: others are likely stopping too, so nothing can be handed over.
+const ORPHAN_GRACE: Duration = Duration::from_millis(500);
+
+pub(crate) async fn run(app: App, args: ServeArgs) -> Result<Exit, CommandError> {
+    let settings = args.resolve()?;
+    output::start_logs(&settings.log, settings.log_format)
+        .map_err(|problem| SettingsError { problems: vec![problem] })?;
+    let stages = Stages { node: settings.node.node.to_string(), format: settings.log_format };
+    let mut stop = StopSignals::new(settings.exit_with_stdin)?;
+
+    let running = Running::start(app, settings.node, settings.http).await?;
+    stages.tell(&format!("listening on {}", running.node.address()));
+    if let Some(gateway) = &running.gateway {
+        stages.tell(&format!("gateway on http://{}", gateway.address()));
+    }
+    let why = tokio::select! {
+        failed = running.run(|stage| stages.tell(stage)) => return Err(failed),
+        why = stop.next() => why,
+    };
+    let grace = match why {
+        Stop::Told => {
+            stages.tell("draining: giving leaderships away, then stopping (Ctrl-C again stops at once)");
+            settings.grace
+        }
+        Stop::OwnerGone => {
+            stages.tell("stopping: whoever started this node is gone");
+            ORPHAN_GRACE.min(settings.grace)
+        }
+    };
+    tokio::select! {
+        () = running.stop(grace) => {}
+        _ = stop.next() => return Err(CommandError::Interrupted),
+    }
+    stages.tell("stopped");
+    Ok(Exit::Ok)
+}
+
+/// A node with its gateway.
+pub(super) struct Running {
+    pub(super) node: Node,
+    pub(super) gateway: Option<Gateway>,
+}
+
+impl Running {
+    /// Opens both ports.
+    pub(super) async fn start(
+        app: App,
+        config: NodeConfig,
+        http: Option<SocketAddr>,
+    ) -> Result<Self, CommandError> {
+        let node = Node::start(config, app).await?;
+        let gateway = match http {
+            None => None,
+            Some(http) => {
+                let backend: Arc<dyn Backend> = Arc::new(node.clone());
+                match Gateway::bind(http, backend, GatewayConfig::default()).await {
+                    Ok(gateway) => Some(gateway),
+                    Err(error) => {
+                        node.stop(ORPHAN_GRACE).await;
+                        return Err(error.into());
+                    }
+                }
+            }
+        };
+        Ok(Self { node, gateway })
+    }
+
+    /// Tells each stage up to readiness, then runs on. Returns only if the node had to stop by itself.
+    pub(super) async fn run(&self, tell: impl FnMut(&str)) -> CommandError {
+        tokio::select! {
+            why = self.node.failed() => CommandError::Failed(format!("the node stopped: {why}")),
+            never = self.stages(tell) => match never {},
+        }
+    }
+
+    async fn stages(&self, mut tell: impl FnMut(&str)) -> Infallible {
+        self.until_ready(&mut tell).await;
+        tell("ready");
+        std::future::pending().await
+    }
+
+    /// Tells each stage until the node is ready.
+    pub(super) async fn until_ready(&self, mut tell: impl FnMut(&str)) {
+        let (mut formed, mut waits) = (false, None);
+        loop {
+            let asked = async {
+                tokio::time::sleep(STAGE_POLL).await;
+                self.node.status().await
+            };
+            let status = tokio::select! {
+                () = self.node.wait_ready() => return,
+                status = asked => status,
+            };
+            if status.waiting_for != waits {
+                if let Some(waits) = &status.waiting_for {
+                    tell(waits);
+                }
+                waits = status.waiting_for;
+            }
+            if let Some(cluster) = status.cluster.filter(|_| !formed) {
+                formed = true;
+                tell(&format!("in cluster {cluster} with {} members", status.members.len()));
+            }
+        }
+    }
+
+    /// Finishes the gateway's calls, then drains and stops the node.
+    pub(super) async fn stop(self, grace: Duration) {
+        if let Some(gateway) = self.gateway {
+            gateway.stop(grace).await;
+        }
+        self.node.stop(grace).await;
+    }
+}
+
+/// One line for each stage on stderr.
+struct Stages {
+    node: String,
+    format: LogFormat,
+}
+
+impl Stages {
+    fn tell(&self, stage: &str) {
+        match self.format {
+            LogFormat::Plain => output::say(&format!("{}: {stage}", self.node)),
+            LogFormat::Json => tracing::info!(node = self.node, "{stage}"),
+        }
+    }
+}
+
+/// Why a node stops.
+enum Stop {
+    Told,
+    OwnerGone,
+}
+
+struct StopSignals {
+    interrupts: Interrupts,
+    owner_gone: Option<oneshot::Receiver<()>>,
+}
+
+impl StopSignals {
+    fn new(exit_with_stdin: bool) -> Result<Self, CommandError> {
+        Ok(Self { interrupts: Interrupts::new()?, owner_gone: exit_with_stdin.then(end_of_stdin) })
+    }
+
+    async fn next(&mut self) -> Stop {
+        let Some(owner_gone) = &mut self.owner_gone else {
+            self.interrupts.next().await;
+            return Stop::Told;
+        };
+        tokio::select! {
+            () = self.interrupts.next() => Stop::Told,
+            _ = owner_gone => {
+                self.owner_gone = None;
+                Stop::OwnerGone
+            }
+        }
+    }
+}
+
+/// Resolves at the end of the standard input. A thread of its own, as nothing can cancel such a read.
+fn end_of_stdin() -> oneshot::Receiver<()> {
+    let (ended, end) = oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = ended.send(());
+    });
+    end
+}
