@@ -56,7 +56,8 @@ async fn scenario(ann: Browser, bo: Browser) {
         say(&bo, &format!("bo during the failover {n}")).await;
     }
     both_show(&ann, &bo, 8).await;
-    ann.until(&format!("{LIVE} && document.getElementById('state').textContent !== {}", json!(served_by))).await;
+    ann.until(&format!("{LIVE} && document.getElementById('state').textContent !== {}", json!(served_by)))
+        .await;
 
     let texts = ann.texts().await;
     assert_eq!(texts, bo.texts().await, "both read the same room");
