@@ -1,2 +1,11 @@
-//! x
-fn main() {}
+//! The cart example as a program of its own: `serve`, `dev`, `demo`, `call` and the other commands.
+
+use std::process::ExitCode;
+
+use perennial::App;
+use perennial_runtime::Launcher;
+
+fn main() -> ExitCode {
+    let app = perennial_example_cart::register(App::new("cart"));
+    Launcher::new(app).workload(perennial_example_cart::CartLoad).run()
+}

@@ -1,2 +1,11 @@
-//! x
-fn main() {}
+//! The chat example as a program of its own: `serve`, `dev`, `demo`, `call` and the other commands.
+
+use std::process::ExitCode;
+
+use perennial::App;
+use perennial_runtime::Launcher;
+
+fn main() -> ExitCode {
+    let app = perennial_example_chat::register(App::new("chat"));
+    Launcher::new(app).workload(perennial_example_chat::ChatLoad).run()
+}
