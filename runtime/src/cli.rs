@@ -40,6 +40,8 @@ pub(crate) enum Command {
     /// Show members, leaders and replicas
     Status(StatusArgs),
     /// Measure calls per second, latency, idle cost and failover
+    ///
+    /// Without --cluster and --address it starts nodes of its own in a temporary folder.
     Bench(BenchArgs),
     /// Make throw-away certificates for nodes and a client
     Certs(CertsArgs),
@@ -56,7 +58,7 @@ impl Command {
 /// Which cluster to talk to.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct TargetArgs {
-    /// File that describes the cluster [default: .perennial/dev/cluster.toml]
+    /// File that describes the cluster [default: that of dev, .perennial/dev/cluster.toml]
     #[arg(long, value_name = "FILE", env = "PERENNIAL_CLUSTER", conflicts_with = "address")]
     pub(crate) cluster: Option<PathBuf>,
     /// Addresses of some nodes, instead of a file

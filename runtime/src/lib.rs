@@ -15,6 +15,7 @@ pub mod counter;
 mod exit;
 pub mod gateway;
 pub mod harness;
+mod idempotency;
 mod launch;
 mod output;
 mod settings;

@@ -7,8 +7,6 @@ use std::time::Instant;
 use perennial::App;
 use perennial::actor::{Answer, Args, Format, Method};
 use perennial::call::{ActorId, Caller, Outbound};
-use perennial::core::hash::wide_hash;
-use perennial::core::id::{RequestId, SessionId};
 use perennial::schema::{Shape, Type, Types};
 use serde_json::{Map, Value};
 
@@ -16,6 +14,7 @@ use super::Launch;
 use super::target::Target;
 use crate::cli::CallArgs;
 use crate::exit::{CommandError, Exit};
+use crate::idempotency::keyed_request;
 use crate::output;
 
 pub(crate) async fn run(launch: &Launch, args: CallArgs) -> Result<Exit, CommandError> {
@@ -26,7 +25,8 @@ pub(crate) async fn run(launch: &Launch, args: CallArgs) -> Result<Exit, Command
     })
     .map_err(CommandError::Usage)?;
     let client = Target::of(&args.target, &launch.program)?.connect().await?;
-    let request = args.key.as_deref().map(|key| keyed(&args.actor, &args.method, key));
+    let keyed = |key: &String| keyed_request(&args.actor, &args.method, key.as_bytes(), arguments.clone());
+    let request = args.key.as_ref().map(keyed);
     let answered = client
         .call(Outbound {
             target: args.actor.clone(),
@@ -57,12 +57,6 @@ pub(crate) async fn run(launch: &Launch, args: CallArgs) -> Result<Exit, Command
 /// The handler, if this program knows it; the owner of the actor checks in any case.
 fn described(app: &App, actor: &ActorId, method: &str) -> Option<&'static Method> {
     app.kinds().get(actor.kind()).ok()?.methods().iter().find(|m| m.name == method)
-}
-
-/// An idempotency key stands for the same call only within one actor and handler.
-fn keyed(actor: &ActorId, method: &str, key: &str) -> RequestId {
-    let text = [actor.as_str(), method, key].join("\0");
-    RequestId { session: SessionId(wide_hash(text.as_bytes())), seq: 0 }
 }
 
 /// Reads `name=value`, `name:=json` and `-` into an object.

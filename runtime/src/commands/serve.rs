@@ -18,8 +18,6 @@ use crate::gateway::{Gateway, GatewayConfig};
 use crate::output::{self, LogFormat};
 use crate::settings::{ServeArgs, SettingsError};
 
-/// How often a node that is not ready is asked what it waits for.
-const STAGE_POLL: Duration = Duration::from_millis(100);
 /// Grace of a node whose owner is gone: others are likely stopping too, so nothing can be handed over.
 const ORPHAN_GRACE: Duration = Duration::from_millis(500);
 
@@ -102,26 +100,21 @@ impl Running {
     }
 
     /// Tells each stage until the node is ready.
-    pub(super) async fn until_ready(&self, mut tell: impl FnMut(&str)) {
-        let (mut formed, mut waits) = (false, None);
+    async fn until_ready(&self, mut tell: impl FnMut(&str)) {
+        let mut progress = self.node.progress();
         loop {
-            let asked = async {
-                tokio::time::sleep(STAGE_POLL).await;
-                self.node.status().await
-            };
-            let status = tokio::select! {
-                () = self.node.wait_ready() => return,
-                status = asked => status,
-            };
-            if status.waiting_for != waits {
-                if let Some(waits) = &status.waiting_for {
-                    tell(waits);
-                }
-                waits = status.waiting_for;
+            let stage = progress.borrow_and_update().clone();
+            if !stage.is_empty() {
+                tell(&stage);
             }
-            if let Some(cluster) = status.cluster.filter(|_| !formed) {
-                formed = true;
-                tell(&format!("in cluster {cluster} with {} members", status.members.len()));
+            let changed = async {
+                if progress.changed().await.is_err() {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! {
+                () = self.node.wait_ready() => return,
+                () = changed => {}
             }
         }
     }
