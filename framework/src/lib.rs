@@ -22,6 +22,7 @@ mod router;
 pub mod schema;
 mod session;
 pub mod status;
+pub mod testing;
 
 pub use actor::{Actor, Format};
 pub use app::{App, Asset};

@@ -247,6 +247,15 @@ impl Hosts {
         self.by_partition.get(&partition).map(|host| host.clone())
     }
 
+    /// Tells the host of an epoch something; nobody if that epoch is not led here (any more).
+    pub(crate) fn tell(&self, partition: PartitionId, epoch: Term, message: HostMessage) {
+        if let Some(host) = self.by_partition.get(&partition)
+            && host.epoch == epoch
+        {
+            host.tell(message);
+        }
+    }
+
     /// Enters the host of a new epoch and ends the one before it.
     pub(crate) fn open(&self, host: HostHandle) {
         if let Some(before) = self.by_partition.insert(host.partition, host) {

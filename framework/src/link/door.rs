@@ -276,7 +276,8 @@ mod tests {
         closed(&mut second).await;
         drop(mute);
         let text = address.to_string();
-        let connect = || ClientLink::connect(&text, None, &tls, None, 1, &config_of_a_client());
+        let ours = LinkConfig::default();
+        let connect = || ClientLink::connect(&text, None, &tls, None, 1, &ours);
         // The mute one's place is free once its end has been noticed.
         let first = loop {
             if let Ok(first) = connect().await {
@@ -292,9 +293,5 @@ mod tests {
         };
         assert_eq!(busy, Refusal::Busy);
         drop(first);
-    }
-
-    fn config_of_a_client() -> LinkConfig {
-        LinkConfig::default()
     }
 }

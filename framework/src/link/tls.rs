@@ -302,18 +302,25 @@ impl Identity {
     }
 
     fn load(folder: &Path, stem: &str) -> Result<Self, TlsError> {
-        let (ca_path, chain_path) = (folder.join(CA_CERTIFICATE), folder.join(format!("{stem}.pem")));
-        let key_path = folder.join(format!("{stem}.key"));
-        let chain = certificates(&chain_path)?;
-        let key_pem = read_text(&key_path)?;
+        let file = |name: String| folder.join(name);
+        Self::read(&folder.join(CA_CERTIFICATE), &file(format!("{stem}.pem")), &file(format!("{stem}.key")))
+    }
+
+    /// Reads the authority's certificate, the own certificate and its key from three files.
+    ///
+    /// # Errors
+    /// [`TlsError`] naming the file.
+    pub fn read(ca: &Path, certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let chain = certificates(certificate)?;
+        let key_pem = read_text(key)?;
         let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
-            .map_err(|source| TlsError::Pem { path: key_path, source })?;
+            .map_err(|source| TlsError::Pem { path: key.to_owned(), source })?;
         Ok(Self {
             peer: Peer::of(&chain[0])?,
-            ca: certificates(&ca_path)?,
-            ca_pem: read_text(&ca_path)?,
+            ca: certificates(ca)?,
+            ca_pem: read_text(ca)?,
             chain,
-            chain_pem: read_text(&chain_path)?,
+            chain_pem: read_text(certificate)?,
             key,
             key_pem,
         })

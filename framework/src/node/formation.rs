@@ -7,6 +7,7 @@
 //! meets a formed cluster joins it instead. Never touches a node that belongs to a cluster already.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use perennial_core::id::{ClusterId, NodeId};
 use perennial_core::membership::MemberSpec;
 use perennial_core::placement::{ClusterMeta, ClusterState, form};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::identity::{Folder, Identity, Promise};
 use crate::link::tls::Tls;
@@ -63,6 +64,10 @@ pub(super) struct Formation {
     pub(super) current: watch::Receiver<Option<ClusterState>>,
     /// What it waits for, for people.
     pub(super) waiting: watch::Sender<String>,
+    /// Where nodes go that ask to be admitted.
+    admit: mpsc::Sender<MemberSpec>,
+    /// Whether the cluster was formed in this run, with this run's addresses.
+    just_formed: AtomicBool,
 }
 
 /// Settings of forming.
@@ -79,6 +84,7 @@ impl Formation {
         folder: Arc<Folder>,
         identity: Identity,
         current: watch::Receiver<Option<ClusterState>>,
+        admit: mpsc::Sender<MemberSpec>,
     ) -> Arc<Self> {
         let formed = watch::Sender::new(identity.formed.clone());
         let waiting = watch::Sender::new("looking for the cluster".to_owned());
@@ -90,7 +96,14 @@ impl Formation {
             formed,
             current,
             waiting,
+            admit,
+            just_formed: AtomicBool::new(false),
         })
+    }
+
+    /// Whether the cluster was formed in this run, so that its members' addresses are those of now.
+    pub(super) fn just_formed(&self) -> bool {
+        self.just_formed.load(Ordering::Relaxed)
     }
 
     fn cluster(&self) -> Option<ClusterState> {
@@ -125,9 +138,14 @@ impl Formation {
         let answer = match decode(question) {
             Err(error) => JoinAnswer::Refused(error.to_string()),
             Ok(JoinQuestion::Hello(spec)) if spec.node == *from => {
-                self.meet(spec);
+                self.meet(spec.clone());
+                let cluster = self.cluster();
+                if cluster.as_ref().is_some_and(|cluster| cluster.members.by_node(from).is_none()) {
+                    // It asks again; whether this attempt is taken does not matter.
+                    let _ = self.admit.try_send(spec);
+                }
                 let known = self.met().into_values().collect();
-                JoinAnswer::Hello { spec: self.spec.clone(), cluster: self.cluster().map(Box::new), known }
+                JoinAnswer::Hello { spec: self.spec.clone(), cluster: cluster.map(Box::new), known }
             }
             Ok(JoinQuestion::Promise(initiator, nonce)) if initiator == *from => self.promise(initiator, nonce),
             Ok(JoinQuestion::Form(nonce, state)) => self.take(from, nonce, *state),
@@ -180,6 +198,7 @@ impl Formation {
         let formed = Identity { promise: None, formed: Some(state.clone()), ..identity.clone() };
         self.folder.store(&formed)?;
         *identity = formed;
+        self.just_formed.store(true, Ordering::Relaxed);
         self.formed.send_replace(Some(state));
         Ok(())
     }

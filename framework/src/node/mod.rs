@@ -1,17 +1,49 @@
 //! A node: one process's share of a cluster.
+//!
+//! Owns the parts and their order of start and stop: data folder, port, forming, replica, hosts,
+//! router, control lane. Each part is in a module of its own; here they are only wired.
 
+mod formation;
+mod hosting;
+mod identity;
+mod metrics;
+mod service;
+mod status;
+mod system;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use perennial_core::id::NodeId;
+use bytes::Bytes;
+use perennial_core::hash::PartitionCount;
+use perennial_core::id::{MemberId, NodeId};
+use perennial_core::membership::MemberSpec;
+use perennial_core::partition::Partition;
+use perennial_core::placement::{ClusterState, SystemCommand};
+use perennial_core::replication::{Proposal, StateMachine};
 use prometheus_client::registry::Registry;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
+use self::formation::{Formation, Plan};
+use self::identity::Folder;
+use self::system::{SystemLeader, SystemMachine};
 use crate::actor::BoxFuture;
 use crate::app::App;
 use crate::call::{ActorId, Actors, Answered, Caller, EventStream, EventsFrom, Outbound};
+use crate::host::{HostCounters, Hosts};
+use crate::link::tls::{self, Tls};
+use crate::link::{ClusterTransport, Control, Handlers, ItemStream, LinkConfig, LinkError, Transport};
+use crate::protocol::{Question, Response};
+use crate::replica::{GroupConfig, Replica, ReplicaConfig, ReplicaHandle};
+use crate::router::{Network, Router, RouterCaller};
 use crate::status::ClusterStatus;
+
+/// How long a node waits for the answer of another one to a question about the cluster.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// PEM files of a certificate, its key and the cluster's authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,7 +136,35 @@ pub trait Backend: Caller {
 /// A running node. Cheap to clone; stops when told to.
 #[derive(Clone)]
 pub struct Node {
-    _nothing: Arc<App>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    app: App,
+    node: NodeId,
+    address: SocketAddr,
+    folder: Arc<Folder>,
+    router: Arc<Router>,
+    hosts: Arc<Hosts>,
+    formation: Arc<Formation>,
+    transport: OnceLock<Arc<ClusterTransport>>,
+    replica: OnceLock<ReplicaHandle>,
+    control: OnceLock<Control>,
+    system: SystemLeader,
+    /// The member that leads the system partition, as last heard.
+    system_leader: watch::Sender<Option<MemberId>>,
+    /// The newest cluster state known here.
+    current: watch::Sender<Option<ClusterState>>,
+    names: RwLock<BTreeMap<MemberId, NodeId>>,
+    lifecycle: mpsc::UnboundedSender<hosting::Lifecycle>,
+    /// Nodes that ask to be admitted.
+    admit: mpsc::Sender<MemberSpec>,
+    applied: hosting::AppliedIndexes,
+    counters: Arc<HostCounters>,
+    registry: Arc<Mutex<Registry>>,
+    failed: watch::Sender<Option<String>>,
+    stopping: CancellationToken,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Node {
@@ -114,57 +174,332 @@ impl Node {
     /// # Errors
     /// [`StartError`]; nothing is left running.
     pub async fn start(config: NodeConfig, app: App) -> Result<Self, StartError> {
-        let _ = (config, app);
-        Err(StartError::Settings("to be written".into()))
+        tls::install_provider();
+        let tls_error = |why: &dyn std::fmt::Display| StartError::Tls { why: why.to_string() };
+        let identity = tls::Identity::read(&config.tls.ca, &config.tls.cert, &config.tls.key)
+            .map_err(|error| tls_error(&error))?;
+        let tls = Tls::new(&identity).map_err(|error| tls_error(&error))?;
+        let partitions = PartitionCount::try_from(config.partitions)
+            .map_err(|error| StartError::Settings(error.to_string()))?;
+        let listener = tokio::net::TcpListener::bind(config.listen)
+            .await
+            .map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let spec = spec(&config, address)?;
+        let folder = Arc::new(Folder::open(&config.data)?);
+        let identity = folder.identity(&config.node)?;
+        if let Some(formed) = &identity.formed {
+            formed.meta.check().map_err(|error| StartError::Data {
+                path: config.data.clone(),
+                why: error.to_string(),
+            })?;
+        }
+        let (lifecycle, lifecycles) = mpsc::unbounded_channel();
+        let (admit, admissions) = mpsc::channel(16);
+        let current = watch::Sender::new(identity.formed.clone());
+        let hosts = Arc::new(Hosts::default());
+        let formation = Formation::new(spec, folder.clone(), identity, current.subscribe(), admit.clone());
+        let inner = Arc::new(Inner {
+            app,
+            node: config.node.clone(),
+            address,
+            folder,
+            router: Router::new(hosts.clone()),
+            hosts,
+            formation,
+            transport: OnceLock::new(),
+            replica: OnceLock::new(),
+            control: OnceLock::new(),
+            system: SystemLeader::default(),
+            system_leader: watch::Sender::new(None),
+            current,
+            names: RwLock::default(),
+            lifecycle,
+            admit,
+            applied: hosting::AppliedIndexes::new(partitions.get()),
+            counters: Arc::default(),
+            registry: Arc::default(),
+            failed: watch::Sender::new(None),
+            stopping: CancellationToken::new(),
+            runtime: tokio::runtime::Handle::current(),
+        });
+        let link_config = LinkConfig::default();
+        let handlers = Handlers {
+            inbound: service::inbound(&inner),
+            events: service::link_events(&inner),
+            service: Arc::new(service::NodeService::new(&inner)),
+        };
+        let admission = Arc::new(service::Doorkeeper::new(&inner));
+        let transport = ClusterTransport::start(listener, tls.clone(), admission, handlers, link_config.clone())
+            .await
+            .map_err(|error| tls_error(&error))?;
+        let _ = inner.transport.set(transport.clone());
+        inner.router.set_network(Arc::new(MeshNetwork(transport)));
+        metrics::register(&inner);
+        inner.spawn(hosting::run(inner.clone(), lifecycles));
+        inner.spawn(service::admit(inner.clone(), admissions));
+        inner.spawn(service::follow_state(inner.clone()));
+        let node = Self { inner: inner.clone() };
+        // What the folder holds is opened here, so that trouble with it is an error of the start.
+        if inner.formation.formed.borrow().is_some()
+            && let Err(why) = inner.bring_up().await
+        {
+            node.stop(Duration::ZERO).await;
+            return Err(StartError::Data { path: config.data, why });
+        }
+        let plan = Plan {
+            join: config.join,
+            expect: config.bootstrap_expect.max(1),
+            partitions,
+            replication: config.replication,
+        };
+        inner.spawn(find_cluster(inner.clone(), plan, tls, link_config));
+        Ok(node)
     }
 
     /// The address its port is bound to.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], 0))
+        self.inner.address
     }
 
     /// Waits until the node is ready to serve calls.
-    pub async fn wait_ready(&self) {}
+    pub async fn wait_ready(&self) {
+        while self.ready().is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
 
-    /// Gives leaderships away, flushes and stops; returns when all of it is done.
+    /// What the node waits for, told anew whenever it changes, until it belongs to a cluster.
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<String> {
+        self.inner.formation.waiting.subscribe()
+    }
+
+    /// Gives leaderships away, flushes and stops; returns when all of it is done. `grace` bounds the
+    /// time for giving leaderships away.
     pub async fn stop(self, grace: Duration) {
-        let _ = grace;
+        let inner = self.inner;
+        if !grace.is_zero() {
+            let _ = tokio::time::timeout(grace, hosting::give_leaderships_away(&inner)).await;
+        }
+        inner.stopping.cancel();
+        if let Some(control) = inner.control.get() {
+            control.stop().await;
+        }
+        inner.hosts.close_all();
+        if let Some(transport) = inner.transport.get() {
+            transport.stop().await;
+        }
+        if let Some(replica) = inner.replica.get().cloned() {
+            let _ = tokio::task::spawn_blocking(move || replica.stop()).await;
+        }
     }
 
     /// Resolves when the node had to stop by itself, such as after a failed flush; says why.
     pub async fn failed(&self) -> String {
-        std::future::pending().await
+        let mut failed = self.inner.failed.subscribe();
+        match failed.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// What this node says about itself, with its address as others can dial it.
+fn spec(config: &NodeConfig, address: SocketAddr) -> Result<MemberSpec, StartError> {
+    let advertised = match &config.advertise {
+        Some(advertised) => advertised.clone(),
+        None if address.ip().is_unspecified() => {
+            return Err(StartError::Settings(format!(
+                "--listen {address} is every address of this machine, which others cannot dial; add --advertise host:port"
+            )));
+        }
+        None => address.to_string(),
+    };
+    let spec = MemberSpec {
+        http: config.http.clone(),
+        zone: config.zone.clone(),
+        weight: config.weight,
+        ..MemberSpec::new(config.node.clone(), advertised)
+    };
+    spec.validate().map_err(|error| StartError::Settings(error.to_string()))?;
+    Ok(spec)
+}
+
+/// Finds or forms the cluster, opens the node's part of it and tells the members that it is up.
+async fn find_cluster(inner: Arc<Inner>, plan: Plan, tls: Tls, config: LinkConfig) {
+    let before = inner.replica.get().is_some();
+    inner.formation.clone().run(plan, tls, config).await;
+    if !before && let Err(why) = inner.bring_up().await {
+        inner.fail(why);
+        return;
+    }
+    service::announce(&inner).await;
+}
+
+impl Inner {
+    /// Runs a task until the node stops.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stopping = self.stopping.clone();
+        self.runtime.spawn(async move { stopping.run_until_cancelled(task).await });
+    }
+
+    fn fail(&self, why: String) {
+        tracing::error!(node = %self.node, why, "the node has to stop");
+        self.failed.send_replace(Some(why));
+    }
+
+    fn replica(&self) -> Option<&ReplicaHandle> {
+        self.replica.get()
+    }
+
+    fn node_of(&self, member: MemberId) -> Option<NodeId> {
+        self.names.read().unwrap_or_else(PoisonError::into_inner).get(&member).cloned()
+    }
+
+    fn member_of(&self, node: &NodeId) -> Option<MemberId> {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        names.iter().find(|(_, name)| *name == node).map(|(member, _)| *member)
+    }
+
+    /// Opens the groups that the table gives this node, and the control lane.
+    async fn bring_up(self: &Arc<Self>) -> Result<(), String> {
+        let Some(formed) = self.formation.formed.borrow().clone() else {
+            return Err("there is no cluster yet".into());
+        };
+        let me = formed.members.by_node(&self.node).map(|m| m.id).ok_or("this node is not a member")?;
+        self.router.set_me(me);
+        service::take_state(self, formed.clone());
+        let config = ReplicaConfig::new(me, rand::random(), Some(self.folder.path("")));
+        let (partitions, published, first) = (formed.meta.partitions, self.current.clone(), formed.clone());
+        let machines = Box::new(move |group: perennial_core::id::GroupId| -> Box<dyn StateMachine> {
+            match group.partition() {
+                Some(_) => Box::new(Partition::new(partitions)),
+                None => Box::new(SystemMachine::new(first.clone(), published.clone())),
+            }
+        });
+        let outbound = Arc::new(service::RaftOutbound::new(self));
+        let sink = Arc::new(hosting::Sink::new(self));
+        let spawned = tokio::task::spawn_blocking(move || Replica::spawn(config, machines, outbound, sink)).await;
+        let replica = spawned.map_err(|e| e.to_string())?.map_err(|e| chain(&e))?;
+        let _ = self.replica.set(replica.clone());
+        let groups = formed
+            .groups_of(me)
+            .map(|(group, replicas)| GroupConfig {
+                group,
+                voters: replicas.to_vec(),
+                preferred: replicas.to_vec(),
+            })
+            .collect();
+        replica.open_groups(groups).await.map_err(|e| chain(&e))?;
+        service::open_control(self, &formed).await
+    }
+
+    /// Asks the leader of the system partition to carry out a command, wherever it is.
+    async fn command(&self, command: SystemCommand) -> bool {
+        let SystemCommand::MemberUp(spec) = &command else { return false };
+        if self.system.is_open()
+            && let Some(replica) = self.replica()
+        {
+            let applied = self.system.propose(&ReplicaLog(replica.clone()), command.clone());
+            return match applied {
+                Some(applied) => applied.await.is_ok(),
+                None => false,
+            };
+        }
+        let leader = *self.system_leader.borrow();
+        let voters = self.current.borrow().as_ref().map(|state| state.voters.clone()).unwrap_or_default();
+        for member in leader.into_iter().chain(voters) {
+            let Some(node) = self.node_of(member).filter(|node| *node != self.node) else { continue };
+            let question = Question::MemberUp(spec.clone());
+            if let Ok(Response::Done) = self.router.ask(&node, &question, ASK_TIMEOUT).await {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// The log as hosts use it.
+struct ReplicaLog(ReplicaHandle);
+
+impl crate::host::Log for ReplicaLog {
+    fn propose(&self, proposal: Proposal) {
+        if let Err(unproposed) = self.0.propose(proposal) {
+            // The queue is full or closed: the epoch cannot go on with a gap. What was not taken is
+            // offered once more behind the gap, which the driver refuses, ending the epoch in order.
+            tracing::error!(error = %unproposed, "a proposal was not taken");
+        }
+    }
+
+    fn read_index(&self, group: perennial_core::id::GroupId, epoch: perennial_core::id::Term, ctx: u64) {
+        if let Err(error) = self.0.read_index(group, epoch, ctx) {
+            tracing::debug!(%group, %error, "a read round was not taken");
+        }
+    }
+}
+
+/// The mesh as the router uses it.
+struct MeshNetwork(Arc<ClusterTransport>);
+
+impl Network for MeshNetwork {
+    fn ask(&self, node: &NodeId, payload: Bytes, within: Duration) -> BoxFuture<'static, Result<Bytes, LinkError>> {
+        Box::pin(self.0.request(node, payload, within))
+    }
+    fn follow(&self, node: &NodeId, payload: Bytes) -> BoxFuture<'static, Result<ItemStream, LinkError>> {
+        let stream = self.0.request_stream(node, payload);
+        Box::pin(async move { stream })
+    }
+    fn is_up(&self, node: &NodeId) -> bool {
+        self.0.is_up(node)
     }
 }
 
 impl Caller for Node {
-    fn call(&self, _: Outbound) -> BoxFuture<'static, Answered> {
-        Box::pin(std::future::pending())
+    fn call(&self, call: Outbound) -> BoxFuture<'static, Answered> {
+        RouterCaller(self.inner.router.clone()).call(call)
     }
-    fn subscribe(&self, _: ActorId, _: EventsFrom) -> EventStream {
-        Box::pin(futures_util::stream::pending())
+    fn subscribe(&self, actor: ActorId, from: EventsFrom) -> EventStream {
+        RouterCaller(self.inner.router.clone()).subscribe(actor, from)
     }
 }
+
 impl Actors for Node {
     fn caller(&self) -> Arc<dyn Caller> {
         Arc::new(self.clone())
     }
 }
+
 impl Backend for Node {
     fn app(&self) -> &App {
-        &self._nothing
+        &self.inner.app
     }
     fn node(&self) -> &NodeId {
-        unreachable!("to be written")
+        &self.inner.node
     }
     fn status(&self) -> BoxFuture<'static, ClusterStatus> {
-        Box::pin(std::future::pending())
+        let inner = self.inner.clone();
+        Box::pin(async move { status::cluster(&inner).await })
     }
     fn ready(&self) -> Result<(), String> {
-        Ok(())
+        status::ready(&self.inner)
     }
     fn metrics(&self) -> Arc<Mutex<Registry>> {
-        Arc::default()
+        self.inner.registry.clone()
     }
 }

@@ -1,0 +1,77 @@
+//! The node's metrics, read from the counters of its parts when they are asked for.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, Weak};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use super::Inner;
+
+/// Registers the node's metrics.
+pub(super) fn register(inner: &Arc<Inner>) {
+    let collector = Box::new(NodeCollector(Arc::downgrade(inner)));
+    inner.registry.lock().unwrap_or_else(PoisonError::into_inner).register_collector(collector);
+}
+
+#[derive(Debug)]
+struct NodeCollector(Weak<Inner>);
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl Collector for NodeCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Some(inner) = self.0.upgrade() else { return Ok(()) };
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let hosts = &inner.counters;
+        let mut counts = vec![
+            ("perennial_turns", "Turns recorded by partitions led here", of(&hosts.turns)),
+            ("perennial_reads", "Reads run by partitions led here", of(&hosts.reads)),
+            ("perennial_turns_undone", "Turns undone by an error, a fault or a panic", of(&hosts.undone)),
+            ("perennial_calls_repeated", "Calls answered from kept replies", of(&hosts.repeated)),
+            ("perennial_calls_overloaded", "Calls refused because a line was full", of(&hosts.overloaded)),
+            ("perennial_messages", "Messages between actors applied", of(&hosts.messages)),
+            ("perennial_reminders", "Reminders fired", of(&hosts.reminders)),
+            ("perennial_events", "Events published", of(&hosts.events)),
+            ("perennial_batches", "Batches proposed", of(&hosts.batches)),
+        ];
+        let replica = inner.replica().map(|replica| replica.metrics());
+        if let Some(replica) = &replica {
+            counts.extend([
+                ("perennial_log_flushes", "Flushes of the log", of(&replica.flushes)),
+                ("perennial_log_flush_nanoseconds", "Time spent in flushes of the log", of(&replica.flush_nanos)),
+                ("perennial_log_entries", "Entries appended to the log", of(&replica.entries)),
+                ("perennial_log_bytes", "Bytes of entries appended to the log", of(&replica.log_bytes)),
+                ("perennial_entries_applied", "Entries applied", of(&replica.applied)),
+                ("perennial_row_operations", "Operations on rows", of(&replica.row_ops)),
+                ("perennial_raft_messages_sent", "Raft messages sent", of(&replica.messages_sent)),
+                ("perennial_raft_messages_received", "Raft messages received", of(&replica.messages_received)),
+                ("perennial_raft_messages_dropped", "Raft messages dropped, full queue", of(&replica.messages_dropped)),
+                ("perennial_snapshots_sent", "Snapshots sent", of(&replica.snapshots_sent)),
+                ("perennial_snapshots_installed", "Snapshots installed", of(&replica.snapshots_installed)),
+                ("perennial_proposals_refused", "Proposals refused by a fence", of(&replica.proposals_refused)),
+                ("perennial_checkpoints", "Checkpoints made", of(&replica.checkpoints)),
+            ]);
+        }
+        for (name, help, value) in counts {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        let gauges = [
+            ("perennial_partitions_led", "Partitions led here", inner.hosts.len() as u64),
+            ("perennial_activations", "Actors in memory here", inner.hosts.resident()),
+            ("perennial_ready", "1 when calls can be served from here", u64::from(super::status::ready(&inner).is_ok())),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(value as i64);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,392 @@
+//! What a node does with what comes over its links.
+//!
+//! Raft frames go to the replica, questions to the router or the part they ask about, link events to
+//! those who act on hints. Also the news about the cluster itself: admitting, announcing, following.
+
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use perennial_core::id::{MemberId, NodeId};
+use perennial_core::membership::MemberSpec;
+use perennial_core::placement::{ClusterState, SystemCommand};
+use tokio::sync::{mpsc, oneshot};
+
+use super::Inner;
+use crate::error::Fault;
+use crate::host::{Ended, HostMessage};
+use crate::link::{
+    Admission, Control, ControlHandler, DoorLane, Facts, Hello, Lane, LinkConfig, LinkEvent, Peer,
+    Refusal, Responder, Service, StreamSink, Transport, Unsent,
+};
+use crate::protocol::{Question, Response, RoutesAnswer, Stream, decode, encode};
+use crate::replica::{BulkRefused, Outbound};
+use crate::router::FOLLOWER_EVENTS_MAX;
+
+/// Pause between attempts to tell the cluster something.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+type Inbound = Arc<dyn Fn(NodeId, Lane, Bytes) + Send + Sync>;
+
+/// Hands frames of the raft and bulk lanes to the replica.
+pub(super) fn inbound(inner: &Arc<Inner>) -> Inbound {
+    let inner = Arc::downgrade(inner);
+    Arc::new(move |node, lane, frame| {
+        let Some(inner) = inner.upgrade() else { return };
+        let (Some(replica), Some(from)) = (inner.replica(), inner.member_of(&node)) else { return };
+        let taken = match lane {
+            Lane::Raft => replica.deliver(from, &frame).map_err(|e| e.to_string()),
+            Lane::Bulk => replica.deliver_chunk(from, &frame).map_err(|e| e.to_string()),
+            Lane::Calls => Ok(()),
+        };
+        if let Err(error) = taken {
+            tracing::warn!(%node, %lane, error, "a frame cannot be read; it is dropped");
+        }
+    })
+}
+
+/// Acts on hints about links.
+pub(super) fn link_events(inner: &Arc<Inner>) -> Arc<dyn Fn(LinkEvent) + Send + Sync> {
+    let inner = Arc::downgrade(inner);
+    Arc::new(move |event| {
+        let Some(inner) = inner.upgrade() else { return };
+        match event {
+            LinkEvent::Up(node) => inner.router.node_up(&node, true),
+            LinkEvent::Down(node) => inner.router.node_up(&node, false),
+            LinkEvent::Gone(node) => {
+                if let (Some(replica), Some(member)) = (inner.replica(), inner.member_of(&node)) {
+                    replica.member_down(member);
+                }
+                inner.router.node_up(&node, false);
+            }
+        }
+    })
+}
+
+/// The way from the replica to other members.
+pub(super) struct RaftOutbound(Weak<Inner>);
+
+impl RaftOutbound {
+    pub(super) fn new(inner: &Arc<Inner>) -> Self {
+        Self(Arc::downgrade(inner))
+    }
+
+    fn send(&self, to: MemberId, lane: Lane, frame: Bytes) -> Result<(), Unsent> {
+        let Some(inner) = self.0.upgrade() else { return Err(Unsent::NoLink(frame)) };
+        match (inner.transport.get(), inner.node_of(to)) {
+            (Some(transport), Some(node)) => transport.send(&node, lane, frame),
+            _ => Err(Unsent::NoLink(frame)),
+        }
+    }
+}
+
+impl Outbound for RaftOutbound {
+    fn raft(&self, to: MemberId, frame: Bytes) {
+        // Raft repeats what is lost.
+        let _ = self.send(to, Lane::Raft, frame);
+    }
+
+    fn bulk(&self, to: MemberId, chunk: Bytes) -> Result<(), BulkRefused> {
+        self.send(to, Lane::Bulk, chunk).map_err(|unsent| match unsent {
+            Unsent::Full(_) => BulkRefused::Full,
+            Unsent::NoLink(_) | Unsent::TooLarge(_) => BulkRefused::NoLink,
+        })
+    }
+}
+
+/// Decides who comes in at the door.
+pub(super) struct Doorkeeper(Weak<Inner>, Facts);
+
+impl Doorkeeper {
+    pub(super) fn new(inner: &Arc<Inner>) -> Self {
+        Self(Arc::downgrade(inner), inner.formation.facts())
+    }
+}
+
+impl Admission for Doorkeeper {
+    fn facts(&self) -> Facts {
+        self.0.upgrade().map_or_else(|| self.1.clone(), |inner| inner.formation.facts())
+    }
+
+    fn admit(&self, peer: &Peer, lane: DoorLane, _: &Hello) -> Result<(), Refusal> {
+        let Some(inner) = self.0.upgrade() else { return Err(Refusal::Busy) };
+        match (peer, lane) {
+            (_, DoorLane::Join | DoorLane::Client) => Ok(()),
+            (Peer::Node(node), _) => match inner.member_of(node) {
+                Some(_) => Ok(()),
+                None => Err(Refusal::UnknownMember(node.clone())),
+            },
+            (Peer::Client(name), lane) => Err(Refusal::Lane { certificate: name.clone(), lane }),
+        }
+    }
+}
+
+/// Answers questions.
+pub(super) struct NodeService(Weak<Inner>);
+
+impl NodeService {
+    pub(super) fn new(inner: &Arc<Inner>) -> Self {
+        Self(Arc::downgrade(inner))
+    }
+}
+
+impl Service for NodeService {
+    fn request(&self, from: Peer, payload: Bytes, reply: Responder) {
+        let Some(inner) = self.0.upgrade() else { return };
+        let question = match decode::<Question>(&payload) {
+            Ok(question) => question,
+            Err(error) => return reply.send(encode(&Response::Refused(unreadable(&from, &error)))),
+        };
+        match question {
+            Question::Call(call) => {
+                let (router, target) = (inner.router.clone(), call.target.clone());
+                inner.router.call_here(
+                    call,
+                    Box::new(move |ended| {
+                        let response = match ended {
+                            Ended::Answered(answered) => Response::Ended(answered),
+                            Ended::NotLeader => Response::NotLeader(router.hint(&target)),
+                        };
+                        reply.send(encode(&response));
+                    }),
+                );
+            }
+            Question::Routes => {
+                let response = match routes(&inner) {
+                    Some(routes) => Response::Routes(Box::new(routes)),
+                    None => Response::Refused(not_formed(&inner)),
+                };
+                reply.send(encode(&response));
+            }
+            Question::Status => {
+                let runtime = inner.runtime.clone();
+                runtime.spawn(async move {
+                    let status = super::status::cluster(&inner).await;
+                    reply.send(encode(&Response::Status(Box::new(status))));
+                });
+            }
+            Question::Led | Question::Deliver(_) | Question::MemberUp(_) if !matches!(from, Peer::Node(_)) => {
+                let fault = Fault::Unavailable {
+                    what: "this question".into(),
+                    why: "only nodes may ask it; use a node's certificate".into(),
+                };
+                reply.send(encode(&Response::Refused(fault)));
+            }
+            Question::Led => {
+                let runtime = inner.runtime.clone();
+                runtime.spawn(async move {
+                    reply.send(encode(&Response::Led(super::status::led(&inner).await)));
+                });
+            }
+            Question::Deliver(delivery) => {
+                let Some(host) = inner.hosts.get(delivery.to) else {
+                    return reply.send(encode(&Response::NotLeader(None)));
+                };
+                let (ack, acked) = oneshot::channel();
+                host.tell(HostMessage::Deliver(delivery, ack));
+                inner.runtime.spawn(async move {
+                    let response = match acked.await {
+                        Ok(Ok(upto)) => Response::Delivered(upto),
+                        Ok(Err(fault)) => Response::Refused(fault),
+                        Err(_) => Response::NotLeader(None),
+                    };
+                    reply.send(encode(&response));
+                });
+            }
+            Question::MemberUp(spec) => {
+                let runtime = inner.runtime.clone();
+                runtime.spawn(async move {
+                    let done = spec.validate().is_ok()
+                        && inner.system.is_open()
+                        && inner.command(SystemCommand::MemberUp(spec)).await;
+                    reply.send(encode(&if done { Response::Done } else { Response::NotLeader(None) }));
+                });
+            }
+        }
+    }
+
+    fn stream(&self, from: Peer, payload: Bytes, sink: StreamSink) {
+        let Some(inner) = self.0.upgrade() else { return };
+        let Stream::Events { actor, from } = match decode::<Stream>(&payload) {
+            Ok(stream) => stream,
+            Err(error) => return sink.fail(&unreadable(&from, &error).to_string()),
+        };
+        let partition = inner.router.routes().as_ref().map(|routes| routes.partition_of(&actor));
+        let Some(host) = partition.and_then(|partition| inner.hosts.get(partition)) else {
+            return sink.fail("this node does not lead the actor's partition");
+        };
+        let (events, mut followed) = mpsc::channel(FOLLOWER_EVENTS_MAX);
+        host.tell(HostMessage::Subscribe { actor, from, sink: events });
+        inner.runtime.spawn(async move {
+            loop {
+                let item = tokio::select! {
+                    () = sink.closed() => return,
+                    item = followed.recv() => item,
+                };
+                let Some(item) = item else { return sink.fail("the leader has changed") };
+                if sink.push(encode(&item)).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn join(&self, from: Peer, payload: Bytes) -> Bytes {
+        let Some(inner) = self.0.upgrade() else { return Bytes::new() };
+        match from {
+            Peer::Node(node) => inner.formation.answer(&node, &payload),
+            Peer::Client(_) => Bytes::new(),
+        }
+    }
+}
+
+fn unreadable(from: &Peer, why: &dyn std::fmt::Display) -> Fault {
+    Fault::Unreadable { what: "request".into(), at: from.to_string(), why: why.to_string() }
+}
+
+fn not_formed(inner: &Inner) -> Fault {
+    Fault::Unavailable { what: "the cluster".into(), why: inner.formation.waiting.borrow().clone() }
+}
+
+fn routes(inner: &Inner) -> Option<RoutesAnswer> {
+    let routes = inner.router.routes();
+    let routes = routes.as_ref()?;
+    let partitions = routes.state().meta.partitions;
+    let leaders = partitions.iter().filter_map(|p| routes.hint(p).map(|(term, leader)| (p, term, leader)));
+    Some(RoutesAnswer { state: routes.state().clone(), leaders: leaders.collect() })
+}
+
+/// Takes over a cluster state wherever it came from, unless a newer one is known.
+pub(super) fn take_state(inner: &Inner, state: ClusterState) {
+    inner.current.send_if_modified(|current| {
+        let newer = current.as_ref().is_none_or(|known| {
+            known.meta.cluster == state.meta.cluster && state.table.epoch > known.table.epoch
+        });
+        if newer {
+            *current = Some(state.clone());
+        }
+        newer
+    });
+    let newest = inner.current.borrow().clone();
+    if let Some(state) = newest {
+        use_state(inner, &state);
+    }
+}
+
+/// Brings names, routes and links in line with a state.
+fn use_state(inner: &Inner, state: &ClusterState) {
+    let names = state.members.iter().map(|m| (m.id, m.node.clone())).collect();
+    *inner.names.write().unwrap_or_else(PoisonError::into_inner) = names;
+    inner.router.update(state.clone());
+    if let Some(transport) = inner.transport.get() {
+        let others = state.members.iter().filter(|m| m.node != inner.node);
+        transport.set_peers(others.map(|m| (m.node.clone(), m.address.clone())).collect());
+    }
+}
+
+/// Follows the state that the system partition publishes, and hands it on when this node leads it.
+pub(super) async fn follow_state(inner: Arc<Inner>) {
+    let mut current = inner.current.subscribe();
+    loop {
+        let state = current.borrow_and_update().clone();
+        if let Some(state) = state
+            && inner.router.me().is_some()
+        {
+            use_state(&inner, &state);
+            if inner.system.is_open()
+                && let Some(control) = inner.control.get()
+                && let Err(error) = control.cast_all(&encode(&state))
+            {
+                tracing::warn!(%error, "the placement table cannot be sent");
+            }
+        }
+        if current.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Has nodes admitted that were met at the door.
+pub(super) async fn admit(inner: Arc<Inner>, mut asking: mpsc::Receiver<MemberSpec>) {
+    while let Some(spec) = asking.recv().await {
+        let member = inner.member_of(&spec.node).is_some();
+        if !member && spec.validate().is_ok() {
+            inner.command(SystemCommand::MemberUp(spec)).await;
+        }
+    }
+}
+
+/// Tells the cluster that this node has started, until it is written down.
+pub(super) async fn announce(inner: &Arc<Inner>) {
+    let fresh = {
+        let current = inner.current.borrow();
+        current.as_ref().is_some_and(|state| {
+            state.members.by_node(&inner.node).is_some_and(|m| m.incarnation == 1)
+                && state.table.epoch.0 == 1
+                && inner.formation.just_formed()
+        })
+    };
+    if fresh {
+        return;
+    }
+    while !inner.command(SystemCommand::MemberUp(inner.formation.spec.clone())).await {
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// Opens the control lane.
+pub(super) async fn open_control(inner: &Arc<Inner>, formed: &ClusterState) -> Result<(), String> {
+    let Some(transport) = inner.transport.get() else { return Ok(()) };
+    let incarnation = rand::random::<u32>().into();
+    let handler = Arc::new(ControlService(Arc::downgrade(inner)));
+    let control =
+        Control::start(inner.node.clone(), incarnation, formed.meta.cluster, handler, LinkConfig::default())
+            .await
+            .map_err(|error| format!("the control lane cannot start: {error}"))?;
+    let _ = inner.control.set(control.clone());
+    transport.serve_control(control);
+    Ok(())
+}
+
+/// What comes over the control lane.
+struct ControlService(Weak<Inner>);
+
+impl ControlService {
+    fn take(&self, from: &NodeId, table: &[u8]) {
+        let Some(inner) = self.0.upgrade() else { return };
+        match decode::<ClusterState>(table) {
+            // Voters follow the log itself.
+            Ok(state) if !inner.router.me().is_some_and(|me| state.voters.contains(&me)) => {
+                take_state(&inner, state);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(node = %from, %error, "a placement table cannot be read"),
+        }
+    }
+}
+
+impl ControlHandler for ControlService {
+    fn info(&self) -> Bytes {
+        let state = self.0.upgrade().and_then(|inner| inner.current.borrow().clone());
+        state.map(|state| encode(&state)).unwrap_or_default()
+    }
+    fn hello(&self, from: NodeId, info: Bytes) {
+        if !info.is_empty() {
+            self.take(&from, &info);
+        }
+    }
+    fn table(&self, from: NodeId, table: Bytes) {
+        self.take(&from, &table);
+    }
+    fn admin(&self, _: NodeId, _: Bytes) -> BoxFuture<'static, Bytes> {
+        // Nothing is asked here yet; an empty answer says so.
+        Box::pin(async { Bytes::new() })
+    }
+    fn up(&self, node: NodeId) {
+        tracing::info!(%node, "control session up");
+    }
+    fn down(&self, node: NodeId) {
+        tracing::info!(%node, "control session down");
+    }
+}

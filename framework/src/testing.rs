@@ -1,0 +1,200 @@
+//! Testing an application without sockets or files.
+//!
+//! [`TestApp`] runs the real partition hosts on a log that commits at once, in memory, on Tokio's clock:
+//! with `#[tokio::test(start_paused = true)]` reminders come due when the test moves the time.
+//!
+//! ```
+//! use perennial::prelude::*;
+//! use perennial::testing::TestApp;
+//!
+//! #[data]
+//! #[derive(Default)]
+//! pub struct Counter {
+//!     value: i64,
+//! }
+//!
+//! #[actor]
+//! impl Counter {
+//!     /// Adds, and returns the sum.
+//!     pub fn add(&mut self, n: i64) -> i64 {
+//!         self.value += n;
+//!         self.value
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let app = TestApp::new(App::new("test").actor::<Counter>()).await;
+//! assert_eq!(app.get::<Counter>("a").add(2).await.unwrap(), 2);
+//! assert_eq!(app.get::<Counter>("a").add(3).await.unwrap(), 5);
+//! # }
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use perennial_core::hash::PartitionCount;
+use perennial_core::id::{ClusterId, GroupId, LogIndex, MemberId, NodeId, PartitionId, Term};
+use perennial_core::membership::MemberSpec;
+use perennial_core::partition::Partition;
+use perennial_core::placement::{ClusterMeta, form};
+use perennial_core::replication::{Proposal, StateMachine};
+
+use crate::app::App;
+use crate::call::{Actors, Caller};
+use crate::clock::Clock;
+use crate::host::{self, HostCounters, HostMessage, HostShared, Hosts, Log, Opening};
+use crate::replica::{MemoryRows, RowStore};
+use crate::router::{Router, RouterCaller};
+
+/// Partitions of a test application.
+const PARTITIONS: u32 = 4;
+/// The only epoch there is.
+const EPOCH: Term = Term(1);
+
+/// An application under test: one node in this process, without sockets or files. Stops when dropped.
+pub struct TestApp {
+    router: Arc<Router>,
+    hosts: Arc<Hosts>,
+    rows: Arc<MemoryRows>,
+    supervisor: ractor::ActorRef<Quiet>,
+}
+
+impl TestApp {
+    /// Starts it.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub async fn new(app: App) -> Self {
+        let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");
+        let node = NodeId::new("test").expect("a valid node id");
+        let spec = MemberSpec::new(node.clone(), "test:1");
+        let state = form(ClusterMeta::new(ClusterId(1), partitions, 1), vec![spec]).expect("one node is enough");
+        let hosts = Arc::new(Hosts::default());
+        let router = Router::new(hosts.clone());
+        router.set_me(MemberId(1));
+        router.update(state);
+        let rows = Arc::new(MemoryRows::default());
+        let log = Arc::new(InstantLog {
+            machines: partitions.iter().map(|p| (GroupId::of(p), Mutex::new((LogIndex(0), Partition::new(partitions))))).collect(),
+            rows: rows.clone(),
+            hosts: hosts.clone(),
+        });
+        let clock = Clock::Tokio { start: tokio::time::Instant::now(), at: Clock::System.now() };
+        let caller = RouterCaller(router.clone());
+        let shared = HostShared {
+            node,
+            kinds: app.kinds().clone(),
+            rows: rows.clone(),
+            log,
+            caller: Arc::new(caller.clone()),
+            courier: Arc::new(caller),
+            clock,
+            counters: Arc::new(HostCounters::default()),
+        };
+        let (supervisor, _) = ractor::Actor::spawn(None, Supervisor, ()).await.expect("an actor can be spawned");
+        for partition in partitions.iter() {
+            let meta = Partition::new(partitions);
+            let opening =
+                Opening { partition, epoch: EPOCH, meta, applied: LogIndex(0), shared: shared.clone() };
+            let host = host::start(opening, supervisor.get_cell()).await.expect("a host can be spawned");
+            hosts.open(host);
+            router.leader(partition, EPOCH, Some(MemberId(1)));
+        }
+        Self { router, hosts, rows, supervisor }
+    }
+
+    /// Moves the paused clock on; reminders that come due meanwhile fire.
+    pub async fn advance(&self, by: Duration) {
+        tokio::time::sleep(by).await;
+        self.settle().await;
+    }
+
+    /// Waits until messages between actors that are on their way have arrived.
+    pub async fn settle(&self) {
+        let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");
+        while partitions.iter().any(|p| self.outbox_holds(p)) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn outbox_holds(&self, partition: PartitionId) -> bool {
+        let from = perennial_core::partition::rows::outbox(PartitionId(0), 0);
+        let to = perennial_core::partition::rows::outbox(PartitionId(u32::MAX), u64::MAX);
+        self.rows.scan(GroupId::of(partition), &from, Some(&to), 1).is_ok_and(|rows| !rows.is_empty())
+    }
+}
+
+impl Actors for TestApp {
+    fn caller(&self) -> Arc<dyn Caller> {
+        Arc::new(RouterCaller(self.router.clone()))
+    }
+}
+
+impl Drop for TestApp {
+    fn drop(&mut self) {
+        self.hosts.close_all();
+        self.supervisor.kill();
+    }
+}
+
+/// A log that commits at once.
+struct InstantLog {
+    machines: BTreeMap<GroupId, Mutex<(LogIndex, Partition)>>,
+    rows: Arc<MemoryRows>,
+    hosts: Arc<Hosts>,
+}
+
+impl Log for InstantLog {
+    fn propose(&self, proposal: Proposal) {
+        let (Some(machine), Some(partition)) = (self.machines.get(&proposal.group), proposal.group.partition()) else {
+            return;
+        };
+        let mut machine = machine.lock().unwrap_or_else(PoisonError::into_inner);
+        let (index, machine) = &mut *machine;
+        index.0 += 1;
+        let mut ops = Vec::new();
+        machine.apply(proposal.epoch, *index, &proposal.data, &mut ops);
+        if let Err(error) = self.rows.write(vec![(proposal.group, ops)]) {
+            tracing::error!(%error, "rows in memory cannot be written");
+            return;
+        }
+        let applied = HostMessage::Applied { index: *index, next_seq: machine.next_seq(proposal.epoch) };
+        self.hosts.tell(partition, EPOCH, applied);
+    }
+
+    fn read_index(&self, group: GroupId, epoch: Term, ctx: u64) {
+        if let Some(partition) = group.partition() {
+            self.hosts.tell(partition, epoch, HostMessage::ReadConfirmed { ctx });
+        }
+    }
+}
+
+struct Supervisor;
+
+/// The supervisor takes no messages.
+struct Quiet;
+impl ractor::Message for Quiet {}
+
+impl ractor::Actor for Supervisor {
+    type Msg = Quiet;
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ractor::ActorRef<Quiet>, (): ()) -> Result<(), ractor::ActorProcessingErr> {
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ractor::ActorRef<Quiet>,
+        event: ractor::SupervisionEvent,
+        (): &mut (),
+    ) -> Result<(), ractor::ActorProcessingErr> {
+        if let ractor::SupervisionEvent::ActorFailed(_, error) = event {
+            panic!("a partition host failed: {error}");
+        }
+        Ok(())
+    }
+}

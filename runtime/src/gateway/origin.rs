@@ -1,0 +1,74 @@
+//! Which web pages may call this gateway from a browser.
+//!
+//! A gateway on a developer's machine can be reached by every page that developer has open. So a page
+//! may write, and read answers, only if it comes from the gateway's own host name (any port: that of
+//! another node's gateway; the loopback names count as one) or from an origin the operator allows.
+//! Requests without `Origin` (programs, the address bar) are not concerned.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::header::{CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use axum::middleware::Next;
+use axum::response::Response;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use super::Gate;
+use super::errors::Problem;
+use super::routes::{IDEMPOTENCY_KEY, LAST_EVENT_ID, NODE, PARTITION, RETRIES, TIMEOUT_MS};
+
+/// How long a browser may remember that it may call.
+const PREFLIGHT_AGE_MAX: Duration = Duration::from_secs(600);
+/// What browsers say about the relation of a page to the address it calls; pages cannot set it.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Tells browsers which pages may read answers.
+pub(super) fn cors(gate: &Arc<Gate>) -> CorsLayer {
+    let gate = Arc::clone(gate);
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(move |origin, request| {
+            allowed(&gate.config.origins_allowed, origin, &request.headers)
+        }))
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([CONTENT_TYPE, IDEMPOTENCY_KEY, LAST_EVENT_ID, TIMEOUT_MS])
+        .expose_headers([NODE, PARTITION, RETRIES, RETRY_AFTER])
+        .max_age(PREFLIGHT_AGE_MAX)
+}
+
+/// Refuses writes that a foreign page makes its visitor's browser send. (Reads need no refusal: the
+/// browser does not hand the answer to the page.)
+pub(super) async fn guard(
+    State(gate): State<Arc<Gate>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let headers = request.headers();
+    if let Some(origin) = headers.get(ORIGIN).filter(|_| !request.method().is_safe()) {
+        let same = headers.get(SEC_FETCH_SITE).is_some_and(|site| site == "same-origin");
+        if !same && !allowed(&gate.config.origins_allowed, origin, headers) {
+            return Err(Problem::ForeignOrigin {
+                origin: String::from_utf8_lossy(origin.as_bytes()).into_owned(),
+            });
+        }
+    }
+    Ok(next.run(request).await)
+}
+
+fn allowed(listed: &[String], origin: &HeaderValue, headers: &HeaderMap) -> bool {
+    let Ok(origin) = origin.to_str() else { return false };
+    if listed.iter().any(|known| known.trim_end_matches('/') == origin) {
+        return true;
+    }
+    let own = headers.get(HOST).and_then(|host| host.to_str().ok()?.parse::<Uri>().ok());
+    let theirs = origin.parse::<Uri>().ok();
+    match (own.as_ref().and_then(Uri::host), theirs.as_ref().and_then(Uri::host)) {
+        (Some(own), Some(theirs)) => own == theirs || (loopback(own) && loopback(theirs)),
+        _ => false,
+    }
+}
+
+fn loopback(host: &str) -> bool {
+    matches!(host, "localhost" | "127.0.0.1" | "[::1]")
+}

@@ -1,0 +1,301 @@
+//! The routes: calls and reads, health, status; and what they have in common.
+//!
+//! Owns the reading of paths and headers and the writing of answers. Never holds a call's outcome: an
+//! answer leaves as the backend gives it. A client that leaves stops its read; its write goes on to
+//! its end, and keeps its permit until then.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use perennial::actor::{Answer, Args};
+use perennial::call::{ActorId, Answered, Outbound};
+use perennial::core::hash::wide_hash;
+use perennial::core::id::{RequestId, SessionId};
+use perennial::error::Applied;
+use perennial::{Fault, Format};
+use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use super::errors::Problem;
+use super::{
+    CALL_TIMEOUT_MAX, Gate, GatewayError, IDEMPOTENCY_KEY_BYTES_MAX, Limit, arguments, metrics, origin,
+    pages, sse,
+};
+
+/// Request header: makes a write safe to repeat.
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// Request header: the last event a stream's client has seen.
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// Request header: the call's deadline in milliseconds from now.
+pub(super) const TIMEOUT_MS: HeaderName = HeaderName::from_static("perennial-timeout-ms");
+/// Answer header: the node that ran the turn.
+pub(super) const NODE: HeaderName = HeaderName::from_static("perennial-node");
+/// Answer header: the actor's partition.
+pub(super) const PARTITION: HeaderName = HeaderName::from_static("perennial-partition");
+/// Answer header: how often this gateway's node tried again.
+pub(super) const RETRIES: HeaderName = HeaderName::from_static("perennial-retries");
+
+/// Path of calls and reads.
+pub(super) const CALL: &str = "/v1/{kind}/{key}/{handler}";
+/// Path of event streams. No handler may be named `events`.
+pub(super) const EVENTS: &str = "/v1/{kind}/{key}/events";
+/// The routes, as a caller who took a wrong one is told.
+pub(super) const ROUTES: [&str; 9] = [
+    "POST /v1/{kind}/{key}/{handler}",
+    "GET /v1/{kind}/{key}/{handler}",
+    "GET /v1/{kind}/{key}/events",
+    "GET /v1/kinds",
+    "GET /v1/status",
+    "GET /metrics",
+    "GET /livez",
+    "GET /readyz",
+    "GET /",
+];
+
+/// A backend that has not answered this long after the deadline is not waited for.
+const ANSWER_SLACK: Duration = Duration::from_secs(1);
+/// Bytes of a too large body that are read and thrown away, so that its sender gets to see the answer.
+const BODY_DISCARD_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// All routes with their layers.
+pub(super) fn router(gate: &Arc<Gate>) -> Result<Router, GatewayError> {
+    let router = Router::new()
+        .route("/", get(pages::index))
+        .route("/livez", get(live))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics::page))
+        .route("/v1/status", get(status))
+        .route("/v1/kinds", get(pages::kinds))
+        .route(EVENTS, get(sse::events))
+        .route(CALL, post(write).get(read));
+    Ok(pages::mount(router, gate.backend.app().pages())?
+        .fallback(async || Problem::NoRoute)
+        .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(Arc::clone(gate), origin::guard))
+        .layer(origin::cors(gate))
+        .layer(from_fn_with_state(Arc::clone(gate), metrics::observe))
+        .with_state(Arc::clone(gate)))
+}
+
+fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    // The panic hook has printed the message already.
+    Problem::Internal.into_response()
+}
+
+/// The values in a path, percent-decoded.
+pub(super) fn path_values<T>(path: Result<Path<T>, PathRejection>) -> Result<T, Problem> {
+    let Path(values) =
+        path.map_err(|error| Problem::BadPath(format!("cannot be read: {}", error.body_text())))?;
+    Ok(values)
+}
+
+/// The query's names and values, in order.
+pub(super) fn query_pairs(uri: &Uri) -> Result<Vec<(String, String)>, Problem> {
+    let Query(pairs) = Query::try_from_uri(uri)
+        .map_err(|error| Problem::BadQuery(format!("cannot be read: {}", error.body_text())))?;
+    Ok(pairs)
+}
+
+/// `POST /v1/{kind}/{key}/{handler}`: any handler.
+async fn write(
+    State(gate): State<Arc<Gate>>,
+    path: Result<Path<(String, String, String)>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let (kind, key, method) = path_values(path)?;
+    let target = ActorId::new(&kind, &key).map_err(Fault::from)?;
+    let idempotency_key = idempotency_key(&headers)?;
+    let timeout = timeout(&gate, &headers)?;
+    let permit = gate.admit(Limit::Calls)?;
+    let args = arguments::from_body(read_body(&gate, &headers, body).await?)?;
+    let request = idempotency_key.map(|key| keyed_request(&target, &method, key, &args)).transpose()?;
+    let args = Args { format: Format::Json, bytes: args };
+    let outbound = Outbound {
+        target,
+        method,
+        args,
+        keyed: request.is_some(),
+        request,
+        read_only: false,
+        path: Vec::new(),
+        deadline: Instant::now() + timeout,
+    };
+    let call = run(Arc::clone(&gate), outbound, permit);
+    gate.tasks.spawn(call).await.unwrap_or_else(|error| {
+        tracing::error!(node = %gate.backend.node(), %error, "a call's task failed");
+        Err(Problem::Internal)
+    })
+}
+
+/// `GET /v1/{kind}/{key}/{handler}`: handlers that read.
+async fn read(
+    State(gate): State<Arc<Gate>>,
+    path: Result<Path<(String, String, String)>, PathRejection>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (kind, key, method) = path_values(path)?;
+    let target = ActorId::new(&kind, &key).map_err(Fault::from)?;
+    let timeout = timeout(&gate, &headers)?;
+    let bytes = arguments::from_query(gate.backend.app().kinds(), &kind, &method, &query_pairs(&uri)?)?;
+    let permit = gate.admit(Limit::Calls)?;
+    let outbound = Outbound {
+        target,
+        method,
+        args: Args { format: Format::Json, bytes },
+        request: None,
+        keyed: false,
+        read_only: true,
+        path: Vec::new(),
+        deadline: Instant::now() + timeout,
+    };
+    run(gate, outbound, permit).await
+}
+
+/// Makes the call and words its answer; ends early when the gateway's grace is over.
+async fn run(gate: Arc<Gate>, outbound: Outbound, permit: OwnedSemaphorePermit) -> Result<Response, Problem> {
+    let _permit = permit;
+    let (target, method) = (outbound.target.clone(), outbound.method.clone());
+    let applied = if outbound.read_only { Applied::No } else { Applied::Unknown };
+    let patience = tokio::time::Instant::from_std(outbound.deadline + ANSWER_SLACK);
+    let answered = tokio::select! {
+        biased;
+        answered = tokio::time::timeout_at(patience, gate.backend.call(outbound)) => answered,
+        () = gate.stages.cut.cancelled() => return Err(Problem::Stopping { applied }),
+    };
+    let answered =
+        answered.unwrap_or_else(|_| Answered::fault(Fault::TimedOut { actor: target.to_string() }));
+    Ok(answer(answered, &target, method))
+}
+
+fn answer(answered: Answered, target: &ActorId, method: String) -> Response {
+    let mut response = match answered.answer {
+        Answer::Ok(value) => ([(CONTENT_TYPE, "application/json")], value).into_response(),
+        Answer::App(error) => Problem::App { kind: target.kind().to_owned(), method, error }.into_response(),
+        Answer::Fault(fault) => Problem::Fault(fault).into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(RETRIES, answered.retries.into());
+    if let Some(partition) = answered.partition {
+        headers.insert(PARTITION, partition.0.into());
+    }
+    if let Some(node) = answered.node {
+        let name = HeaderValue::from_str(node.as_str()).expect("a node id is a DNS label");
+        headers.insert(NODE, name);
+    }
+    response
+}
+
+fn timeout(gate: &Gate, headers: &HeaderMap) -> Result<Duration, Problem> {
+    let Some(value) = headers.get(TIMEOUT_MS) else { return Ok(gate.config.call_timeout) };
+    let asked = value.to_str().ok().and_then(|text| text.parse().ok()).map(Duration::from_millis);
+    asked.filter(|asked| (Duration::from_millis(1)..=CALL_TIMEOUT_MAX).contains(asked)).ok_or_else(|| {
+        Problem::BadHeader {
+            name: "Perennial-Timeout-Ms",
+            why: format!("must be a number from 1 to {}", CALL_TIMEOUT_MAX.as_millis()),
+        }
+    })
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&[u8]>, Problem> {
+    let Some(key) = headers.get(IDEMPOTENCY_KEY).map(HeaderValue::as_bytes) else { return Ok(None) };
+    let within = (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len());
+    if within && key.iter().all(u8::is_ascii_graphic) {
+        return Ok(Some(key));
+    }
+    Err(Problem::BadHeader {
+        name: "Idempotency-Key",
+        why: format!("must have 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters without spaces"),
+    })
+}
+
+/// The request id of an `Idempotency-Key`: the hash of actor, handler, key and arguments.
+///
+/// A key is scoped to one handler of one actor. The arguments are part of the id (as JSON values: order
+/// of names and white space do not matter), so that a repeated request gets its first reply, and a key
+/// that is used again with *other* arguments is another request: it runs, and never gets a reply that
+/// belongs to something else.
+fn keyed_request(target: &ActorId, method: &str, key: &[u8], args: &[u8]) -> Result<RequestId, Problem> {
+    let mut value = if args.is_empty() {
+        Value::Object(serde_json::Map::new())
+    } else {
+        serde_json::from_slice::<Value>(args).map_err(Problem::BadJson)?
+    };
+    value.sort_all_objects();
+    let canonical = value.to_string();
+    let mut bytes = Vec::with_capacity(canonical.len() + 256);
+    for part in [&b"idem"[..], target.as_str().as_bytes(), method.as_bytes(), key, canonical.as_bytes()] {
+        bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        bytes.extend_from_slice(part);
+    }
+    Ok(RequestId { session: SessionId(wide_hash(&bytes)), seq: 0 })
+}
+
+async fn read_body(gate: &Gate, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
+    let limit = gate.config.body_bytes_max;
+    let declared = headers.get(CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
+    if headers.contains_key(EXPECT) && declared.is_some_and(|declared| declared > limit as u64) {
+        return Err(Problem::BodyTooLarge { limit }); // its sender waits for leave to send it
+    }
+    let patience = gate.config.body_read_timeout;
+    tokio::time::timeout(patience, collect(body, limit))
+        .await
+        .unwrap_or(Err(Problem::BodySlow { seconds: patience.as_secs() }))
+}
+
+async fn collect(body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let mut chunks = body.into_data_stream();
+    let mut kept = BytesMut::new();
+    let mut seen = 0_usize;
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(Problem::BodyBroken)?;
+        seen = seen.saturating_add(chunk.len());
+        if seen <= limit {
+            kept.extend_from_slice(&chunk);
+        } else {
+            kept = BytesMut::new();
+            if seen - limit > BODY_DISCARD_BYTES_MAX {
+                break;
+            }
+        }
+    }
+    if seen > limit { Err(Problem::BodyTooLarge { limit }) } else { Ok(kept.freeze()) }
+}
+
+/// `GET /livez`: the process runs.
+async fn live() -> Json<Value> {
+    Json(json!({ "status": "alive" }))
+}
+
+/// `GET /readyz`: calls can be served from here.
+async fn ready(State(gate): State<Arc<Gate>>) -> Result<Json<Value>, Problem> {
+    if gate.stages.draining.is_cancelled() {
+        return Err(Problem::Stopping { applied: Applied::No });
+    }
+    gate.backend.ready().map_err(Problem::NotReady)?;
+    Ok(Json(json!({ "status": "ready", "node": gate.backend.node() })))
+}
+
+/// `GET /v1/status`: the cluster as this node sees it.
+async fn status(State(gate): State<Arc<Gate>>) -> Result<Response, Problem> {
+    let _permit = gate.admit(Limit::Status)?;
+    let status = tokio::time::timeout(gate.config.call_timeout, gate.backend.status())
+        .await
+        .map_err(|_| Problem::StatusSlow)?;
+    Ok(([(CACHE_CONTROL, "no-store")], Json(status)).into_response())
+}

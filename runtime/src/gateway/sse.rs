@@ -1,0 +1,109 @@
+//! An actor's committed events as Server-Sent Events.
+//!
+//! Owns the translation of positions (`id: INDEX-N`, `Last-Event-ID`, `?from=`) and of events to JSON;
+//! resuming over failovers is the backend's. A stream ends with an `event: fault` item or with the
+//! gateway; browsers then come back by themselves with the last id they saw.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderName, Uri};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::{StreamExt, stream};
+use perennial::Fault;
+use perennial::actor::Kind;
+use perennial::call::{ActorId, EventId, EventItem, EventStream, EventsFrom};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+use super::errors::Problem;
+use super::routes::{LAST_EVENT_ID, path_values, query_pairs};
+use super::{Gate, Limit};
+
+/// How long a browser waits before it comes back.
+const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+
+/// `GET /v1/{kind}/{key}/events`.
+pub(super) async fn events(
+    State(gate): State<Arc<Gate>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (kind, key) = path_values(path)?;
+    let actor = ActorId::new(&kind, &key).map_err(Fault::from)?;
+    let kind = Arc::clone(gate.backend.app().kinds().get(&kind)?);
+    let from = start(&uri, &headers)?;
+    let permit = gate.admit(Limit::Streams)?;
+    let following = Following {
+        events: gate.backend.subscribe(actor, from),
+        kind,
+        closing: gate.stages.closing.clone(),
+        _permit: permit,
+    };
+    // Sent at once, so that client and proxies know the stream is open.
+    let opening = Event::default().retry(RECONNECT_AFTER).comment("open");
+    let body = stream::once(async { opening }).chain(stream::unfold(Some(following), next));
+    let sse = Sse::new(body.map(Ok::<_, Infallible>))
+        .keep_alive(KeepAlive::new().interval(gate.config.stream_keep_alive).text("keep-alive"));
+    // nginx would hold events back otherwise.
+    Ok(([(HeaderName::from_static("x-accel-buffering"), "no")], sse).into_response())
+}
+
+/// Where to start: a browser that comes back says so in a header and repeats the address it began with.
+fn start(uri: &Uri, headers: &HeaderMap) -> Result<EventsFrom, Problem> {
+    let header_problem = |why: String| Problem::BadHeader { name: "Last-Event-ID", why };
+    if let Some(last) = headers.get(LAST_EVENT_ID).filter(|last| !last.is_empty()) {
+        let last = last.to_str().map_err(|_| header_problem("is not visible ASCII".to_owned()))?;
+        let id: EventId = last.parse().map_err(|why: Fault| header_problem(format!("has a {why}")))?;
+        return Ok(EventsFrom::After(id));
+    }
+    let mut from = EventsFrom::Now;
+    for (name, value) in query_pairs(uri)? {
+        from = match (name.as_str(), value.as_str()) {
+            ("from", "now") => EventsFrom::Now,
+            ("from", "start") => EventsFrom::Start,
+            ("from", id) => EventsFrom::After(id.parse().map_err(|_| {
+                Problem::BadQuery(format!("has from={id:?}; give start, now or an id such as 17-0"))
+            })?),
+            _ => return Err(Problem::BadQuery(format!("has {name:?}; events take from only"))),
+        };
+    }
+    Ok(from)
+}
+
+/// A stream that is being followed for a client.
+struct Following {
+    events: EventStream,
+    kind: Arc<dyn Kind>,
+    closing: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+}
+
+async fn next(following: Option<Following>) -> Option<(Event, Option<Following>)> {
+    let mut following = following?;
+    let item = tokio::select! {
+        biased;
+        () = following.closing.cancelled() => return None,
+        item = following.events.next() => item?,
+    };
+    match item.and_then(|item| render(&*following.kind, &item)) {
+        Ok(event) => Some((event, Some(following))),
+        Err(fault) => Some((Event::default().event("fault").data(Problem::Fault(fault).to_json()), None)),
+    }
+}
+
+fn render(kind: &dyn Kind, item: &EventItem) -> Result<Event, Fault> {
+    let unreadable = |why| Fault::Unreadable {
+        what: "event".to_owned(),
+        at: format!("{} at {}", kind.name(), item.id),
+        why,
+    };
+    let json = kind.event_json(&item.event).map_err(unreadable)?;
+    let json = String::from_utf8(json).map_err(|error| unreadable(error.to_string()))?;
+    Ok(Event::default().id(item.id.to_string()).data(json))
+}
