@@ -2,8 +2,11 @@
 
 use std::process::ExitCode;
 
+use perennial_example_cart::CartLoad;
+use perennial_example_chat::ChatLoad;
 use perennial_runtime::{App, Launcher};
 
 fn main() -> ExitCode {
-    Launcher::new(App::new("perennial")).run()
+    let app = perennial_example_chat::register(perennial_example_cart::register(App::new("perennial")));
+    Launcher::new(app).workload(CartLoad).workload(ChatLoad).run()
 }
