@@ -1,6 +1,68 @@
 //! Perennial: virtual actors whose state is kept in replicated logs.
 //!
-//! See `README.md` for a first actor and `ARCHITECTURE.md` for how it works.
+//! An actor is a struct with `#[data]` and one `impl` block with `#[actor]`. It is found by its type and a
+//! key, and it always exists: `Default` is the state of one that nobody has called yet. A `pub fn` with
+//! `&mut self` is a write, one at a time and replicated before it is answered; with `&self` it is a
+//! linearizable read. `Ok` commits state, reply, messages, reminders and events together; `Err` or a panic
+//! undoes them all.
+//!
+//! ```
+//! use perennial::prelude::*;
+//! use perennial::testing::TestApp;
+//!
+//! /// Somebody's money; the key says whose.
+//! #[data]
+//! #[derive(Default)]
+//! pub struct Account {
+//!     cents: u64,
+//! }
+//!
+//! #[data]
+//! pub enum AccountError {
+//!     NotEnough { cents: u64 },
+//! }
+//!
+//! #[actor]
+//! impl Account {
+//!     /// Puts money in; returns the balance.
+//!     pub fn deposit(&mut self, cents: u64) -> u64 {
+//!         self.cents += cents;
+//!         self.cents
+//!     }
+//!
+//!     /// Sends money to another account; returns what is left.
+//!     pub fn transfer(&mut self, ctx: &mut Ctx<Self>, to: String, cents: u64) -> Result<u64, AccountError> {
+//!         let Some(left) = self.cents.checked_sub(cents) else {
+//!             return Err(AccountError::NotEnough { cents: self.cents });
+//!         };
+//!         self.cents = left;
+//!         ctx.send(ctx.get::<Account>(&to).deposit(cents)); // leaves with the commit, arrives once
+//!         Ok(left)
+//!     }
+//!
+//!     /// The balance.
+//!     pub fn balance(&self) -> u64 {
+//!         self.cents
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let app = TestApp::new(App::new("bank").actor::<Account>()).await;
+//! let (ann, bo) = (app.get::<Account>("ann"), app.get::<Account>("bo"));
+//! assert_eq!(ann.deposit(100).await, Ok(100));
+//! assert_eq!(ann.transfer("bo".into(), 30).await, Ok(70));
+//! let refused = CallError::App(AccountError::NotEnough { cents: 70 });
+//! assert_eq!(ann.transfer("bo".into(), 300).await, Err(refused));
+//! app.settle().await; // the message has arrived
+//! assert_eq!(bo.balance().await, Ok(30));
+//! # }
+//! ```
+//!
+//! Where to look: [`actor`](macro@actor) and [`data`](macro@data) for the attributes, [`Ctx`] for what a turn
+//! can do, [`Call`] for what can be done with a call, [`Fault`] for what can go wrong, [`testing`] for tests,
+//! [`Client`] for programs outside, [`Node`] for embedding a node. The crate `perennial-runtime` gives an
+//! application its `main` with all commands. `README.md` tells how to run it, `ARCHITECTURE.md` how it works.
 
 extern crate self as perennial;
 

@@ -24,3 +24,8 @@ pub mod workload;
 pub use launch::{Launcher, Run};
 pub use perennial::App;
 pub use workload::{LoadContext, LoadReport, Probe, RunningLoad, Workload};
+
+/// The examples of the README, compiled as tests of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
