@@ -643,7 +643,7 @@ impl Dialer {
         while let Some(io) = self.dial_until_linked(stop).await {
             let began = Instant::now();
             control.carry(self.peer.node.clone(), io, false, stop).await;
-            if stop.is_cancelled() {
+            if stop.is_cancelled() || control.is_stopped() {
                 return;
             }
             self.failures = if began.elapsed() < USEFUL_LINK { self.failures + 1 } else { 1 };
