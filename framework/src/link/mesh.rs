@@ -437,6 +437,9 @@ impl Actor for Overseer {
                 if let Some((peer, lane)) = state.children.remove(&who.get_id()) {
                     tracing::error!(node = %peer.node, %lane, %error, "a link actor failed and is started again");
                     if !peer.stop.is_cancelled() {
+                        if lane == DoorLane::Raft {
+                            state.mesh.note(&peer, Presence::Down);
+                        }
                         state.start(me.get_cell(), peer, lane, true).await;
                     }
                 }
