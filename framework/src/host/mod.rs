@@ -134,6 +134,8 @@ pub(crate) enum HostMessage {
     Subscribe { actor: ActorId, from: EventsFrom, sink: mpsc::Sender<Result<EventItem, Fault>> },
     /// A reminder may be due.
     RemindersDue { planned: Millis },
+    /// A message or reminder is tried again.
+    Again { actor: ActorId, work: turns::Work },
     /// Time for housekeeping.
     Sweep,
 }
