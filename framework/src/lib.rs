@@ -76,6 +76,7 @@ pub mod ctx;
 pub mod data;
 pub mod error;
 mod host;
+pub mod limits;
 pub mod link;
 pub mod node;
 mod protocol;

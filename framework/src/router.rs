@@ -228,7 +228,10 @@ impl Router {
                 learned = routes.learn(partition, term, leader);
             } else if let Some((term, leader)) = routes.hint(partition)
                 && leader == asked
+                && self.me().is_none()
             {
+                // A client asks the other replicas then. A node has its leaders from the log's own news,
+                // which is not told twice: a leader whose epoch is not open yet must not be forgotten.
                 routes.forget(partition, term);
             }
         });

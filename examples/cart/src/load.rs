@@ -238,10 +238,16 @@ async fn read_back(ctx: &LoadContext, shopped: Shopped) -> Result<LoadReport, Fa
     for (shelf, &stocked) in shopped.stocked.iter().enumerate() {
         let held = read.iter().map(|read| read.in_cart[shelf]).sum();
         let sold = read.iter().map(|read| read.in_orders[shelf]).sum();
-        mismatches += settle_shelf(ctx, shelf, stocked, held, sold).await?;
+        let (level, off) = settle_shelf(ctx, shelf, stocked, held, sold).await?;
+        if off > 0 {
+            let key = shelf_key(ctx.seed, shelf);
+            let should = format!("{held} held, {sold} sold, {stocked} in all");
+            report.notes.push(format!("Stock/{key} has {level:?} and should have {should}"));
+        }
+        mismatches += off;
     }
     let orders = read.iter().map(|read| u64::from(read.orders)).sum();
-    Ok(report.told("orders", orders).zero("stock mismatches", mismatches).zero("carts refused", refused))
+    Ok(report.told("orders", orders).zero("stock mismatches", mismatches).zero("refused", refused))
 }
 
 async fn read_cart(ctx: &LoadContext, key: String) -> Result<ReadBack, Fault> {
@@ -272,21 +278,22 @@ fn by_shelf(seed: u64, lines: &BTreeMap<String, Line>) -> [u64; SHELVES] {
     std::array::from_fn(|shelf| lines.get(&shelf_key(seed, shelf)).map_or(0, |line| line.qty.into()))
 }
 
-/// Waits until a shelf agrees with the carts and orders; returns by how many pieces it does not.
+/// Waits until a shelf agrees with the carts and orders; returns how it stands in the end and by how
+/// many pieces it does not agree.
 async fn settle_shelf(
     ctx: &LoadContext,
     shelf: usize,
     stocked: i64,
     held: u64,
     sold: u64,
-) -> Result<u64, Fault> {
+) -> Result<(Level, u64), Fault> {
     let stock = ctx.client.get::<Stock>(shelf_key(ctx.seed, shelf));
     let deadline = Instant::now() + SETTLE_MAX;
     loop {
         let level = insist(|| stock.level()).await?;
         let off = level.held.abs_diff(held) + level.sold.abs_diff(sold) + total(&level).abs_diff(stocked);
         if off == 0 || Instant::now() >= deadline {
-            return Ok(off);
+            return Ok((level, off));
         }
         tokio::time::sleep(SETTLE_PAUSE).await;
     }

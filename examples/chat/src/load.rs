@@ -273,11 +273,11 @@ impl Judged {
         report
             .told("rooms", rooms as u64)
             .told("listeners", (rooms * LISTENERS_PER_ROOM) as u64)
-            .zero("messages missing at a listener", self.missing)
-            .zero("messages doubled at a listener", self.repeated)
-            .zero("messages out of order", self.disordered)
-            .zero("messages different between listeners", self.different)
-            .zero("messages refused", self.refused)
+            .zero("events missing", self.missing)
+            .zero("events doubled", self.repeated)
+            .zero("events out of order", self.disordered)
+            .zero("events differing", self.different)
+            .zero("refused", self.refused)
     }
 }
 

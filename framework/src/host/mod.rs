@@ -8,12 +8,12 @@
 //! The ordering of outputs behind the commit is Durable Objects' output gate.
 
 mod activation;
-mod events;
+pub(crate) mod events;
 mod lines;
 mod owed;
 mod reads;
 mod reminders;
-mod turns;
+pub(crate) mod turns;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -134,6 +134,8 @@ pub(crate) enum HostMessage {
     Subscribe { actor: ActorId, from: EventsFrom, sink: mpsc::Sender<Result<EventItem, Fault>> },
     /// A reminder may be due.
     RemindersDue { planned: Millis },
+    /// A message or reminder is tried again.
+    Again { actor: ActorId, work: turns::Work },
     /// Time for housekeeping.
     Sweep,
 }
@@ -163,25 +165,25 @@ pub(crate) struct HostShared {
 
 /// Counts over all hosts of a node.
 #[derive(Debug, Default)]
-pub struct HostCounters {
+pub(crate) struct HostCounters {
     /// Turns that changed something.
-    pub turns: AtomicU64,
+    pub(crate) turns: AtomicU64,
     /// Reads answered.
-    pub reads: AtomicU64,
+    pub(crate) reads: AtomicU64,
     /// Turns undone by an error, a fault or a panic.
-    pub undone: AtomicU64,
+    pub(crate) undone: AtomicU64,
     /// Calls answered from kept replies.
-    pub repeated: AtomicU64,
+    pub(crate) repeated: AtomicU64,
     /// Calls refused because a line was full.
-    pub overloaded: AtomicU64,
+    pub(crate) overloaded: AtomicU64,
     /// Messages between actors applied.
-    pub messages: AtomicU64,
+    pub(crate) messages: AtomicU64,
     /// Reminders fired.
-    pub reminders: AtomicU64,
+    pub(crate) reminders: AtomicU64,
     /// Events published.
-    pub events: AtomicU64,
+    pub(crate) events: AtomicU64,
     /// Batches proposed.
-    pub batches: AtomicU64,
+    pub(crate) batches: AtomicU64,
 }
 
 impl HostCounters {

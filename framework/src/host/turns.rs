@@ -39,6 +39,8 @@ pub const NESTED_REPLY_KEEP_MS: u64 = 2 * 60 * 1000;
 pub const IDLE_MS_MAX: u64 = 10 * 60 * 1000;
 /// How long a turn without a caller (a message, a reminder) may take.
 pub const UNATTENDED_TURN_MAX: Duration = Duration::from_secs(30);
+/// Pause before a message or reminder is tried again whose handler met a passing fault.
+const UNATTENDED_RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// How often a host does its housekeeping.
 const SWEEP_PERIOD: Duration = Duration::from_secs(10);
 /// Kept replies forgotten with one record.
@@ -139,6 +141,7 @@ impl Host {
             HostMessage::LineRetry { to } => self.on_line_retry(to),
             HostMessage::Subscribe { actor, from, sink } => self.on_subscribe(actor, from, sink),
             HostMessage::RemindersDue { planned } => self.on_reminders_due(planned),
+            HostMessage::Again { actor, work } => self.begin_work(actor, work),
             HostMessage::Sweep => self.sweep(),
         }
         self.flush();
@@ -478,7 +481,8 @@ impl Host {
         Ok((fingerprint, bytes, changed))
     }
 
-    /// The turn failed: its state is decoded anew. A message or reminder is used up all the same.
+    /// The turn failed: its state is decoded anew. A message or reminder that its handler refuses is used
+    /// up all the same; one that met a passing fault is tried again.
     fn undo(&mut self, actor: ActorId, work: Work, answer: Answer) {
         HostCounters::add(&self.shared.counters.undone, 1);
         if let Some(act) = self.activations.get_mut(&actor) {
@@ -494,10 +498,21 @@ impl Host {
         }
         match work {
             Work::Call(..) => self.end_unrecorded(work, answer),
-            Work::Message { .. } | Work::Reminder { .. } => {
-                tracing::warn!(%actor, ?answer, "a message or reminder failed; it is dropped");
-                self.record(actor, work, answer, None, Effects::default());
-            }
+            Work::Message { .. } | Work::Reminder { .. } => match &answer {
+                // Nothing is wrong with the message: it waits at the head of its line.
+                Answer::Fault(fault) if fault.retryable() => {
+                    tracing::debug!(%actor, %fault, "a message or reminder is tried again");
+                    let mailbox = self.mailbox.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(UNATTENDED_RETRY_PAUSE).await;
+                        let _ = mailbox.cast(HostMessage::Again { actor, work });
+                    });
+                }
+                _ => {
+                    tracing::warn!(%actor, ?answer, "a message or reminder failed; it is dropped");
+                    self.record(actor, work, answer, None, Effects::default());
+                }
+            },
         }
     }
 

@@ -190,6 +190,11 @@ impl Control {
         &self.0.node
     }
 
+    /// Whether [`stop`](Self::stop) has been called.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.0.closing.is_cancelled()
+    }
+
     /// The peers with a ready session.
     #[must_use]
     pub fn peers(&self) -> Vec<NodeId> {
@@ -283,7 +288,7 @@ impl Control {
             idle: self.0.config.idle_read,
             stalled: self.0.config.stalled_write,
             cut: cut.clone(),
-            ended: ended.clone(),
+            held: Arc::new(ended.clone().drop_guard()),
         };
         let server = lock(&self.0.server).clone();
         let opened = server.is_some_and(|server| {
@@ -610,27 +615,26 @@ struct Guarded {
     idle: Duration,
     stalled: Duration,
     cut: CancellationToken,
-    /// Cancelled when both halves have been dropped.
-    ended: CancellationToken,
+    /// Dropped with the stream, or with the later of its halves.
+    held: Arc<DropGuard>,
 }
 
 impl ClusterBidiStream for Guarded {
     fn split(self: Box<Self>) -> (BoxRead, BoxWrite) {
-        let held = Arc::new(self.ended.drop_guard());
         let (reader, writer) = tokio::io::split(self.io);
         let reader = IdleRead {
             io: reader,
             idle: self.idle,
             deadline: Box::pin(tokio::time::sleep(self.idle)),
             cut: Box::pin(self.cut.clone().cancelled_owned()),
-            _held: held.clone(),
+            _held: self.held.clone(),
         };
         let writer = StalledWrite {
             io: writer,
             stalled: self.stalled,
             deadline: None,
             cut: Box::pin(self.cut.cancelled_owned()),
-            _held: held,
+            _held: self.held,
         };
         (Box::new(BufReader::with_capacity(READ_BYTES, reader)), Box::new(writer))
     }
@@ -900,8 +904,11 @@ mod tests {
         let nodes = nodes(&MemoryHub::new(), 2).await;
         let (a, b) = (&nodes[0].control, &nodes[1]);
         // What a message that cannot be decoded does to the actor.
-        let before =
-            ractor::registry::where_is(format!("{}1", actor_prefix(&b.id))).expect("it is registered");
+        // The name registry is of no use here: a remote actor of that name takes it along when it ends.
+        let keeper = lock(&b.control.0.keeper).clone().unwrap();
+        let prefix = actor_prefix(&b.id);
+        let named = |child: &ActorCell| child.get_name().is_some_and(|name| name.starts_with(&prefix));
+        let before = keeper.get_cell().get_children().into_iter().find(named).unwrap();
         before.kill_and_wait(Some(MINUTE)).await.unwrap();
         let answered = async {
             loop {
@@ -941,7 +948,7 @@ mod tests {
             idle: Duration::from_secs(11),
             stalled: Duration::from_secs(8),
             cut: CancellationToken::new(),
-            ended: ended.clone(),
+            held: Arc::new(ended.clone().drop_guard()),
         };
         let (mut reader, mut writer) = Box::new(guarded).split();
         let start = Instant::now();

@@ -437,6 +437,9 @@ impl Actor for Overseer {
                 if let Some((peer, lane)) = state.children.remove(&who.get_id()) {
                     tracing::error!(node = %peer.node, %lane, %error, "a link actor failed and is started again");
                     if !peer.stop.is_cancelled() {
+                        if lane == DoorLane::Raft {
+                            state.mesh.note(&peer, Presence::Down);
+                        }
                         state.start(me.get_cell(), peer, lane, true).await;
                     }
                 }
@@ -643,7 +646,7 @@ impl Dialer {
         while let Some(io) = self.dial_until_linked(stop).await {
             let began = Instant::now();
             control.carry(self.peer.node.clone(), io, false, stop).await;
-            if stop.is_cancelled() {
+            if stop.is_cancelled() || control.is_stopped() {
                 return;
             }
             self.failures = if began.elapsed() < USEFUL_LINK { self.failures + 1 } else { 1 };

@@ -38,7 +38,7 @@ use crate::host::{HostCounters, Hosts};
 use crate::link::tls::{self, Tls};
 use crate::link::{ClusterTransport, Control, Handlers, ItemStream, LinkConfig, LinkError, Transport};
 use crate::protocol::{Question, Response};
-use crate::replica::{GroupConfig, Replica, ReplicaConfig, ReplicaHandle};
+use crate::replica::{GroupConfig, Refusal, Replica, ReplicaConfig, ReplicaHandle};
 use crate::router::{Network, Router, RouterCaller};
 use crate::status::ClusterStatus;
 
@@ -157,8 +157,6 @@ struct Inner {
     current: watch::Sender<Option<ClusterState>>,
     names: RwLock<BTreeMap<MemberId, NodeId>>,
     lifecycle: mpsc::UnboundedSender<hosting::Lifecycle>,
-    /// Nodes that ask to be admitted.
-    admit: mpsc::Sender<MemberSpec>,
     applied: hosting::AppliedIndexes,
     counters: Arc<HostCounters>,
     registry: Arc<Mutex<Registry>>,
@@ -200,7 +198,7 @@ impl Node {
         let (admit, admissions) = mpsc::channel(16);
         let current = watch::Sender::new(identity.formed.clone());
         let hosts = Arc::new(Hosts::default());
-        let formation = Formation::new(spec, folder.clone(), identity, current.subscribe(), admit.clone());
+        let formation = Formation::new(spec, folder.clone(), identity, current.subscribe(), admit);
         let inner = Arc::new(Inner {
             app,
             node: config.node.clone(),
@@ -217,7 +215,6 @@ impl Node {
             current,
             names: RwLock::default(),
             lifecycle,
-            admit,
             applied: hosting::AppliedIndexes::new(partitions.get()),
             counters: Arc::default(),
             registry: Arc::default(),
@@ -435,22 +432,39 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The log as hosts use it.
+/// Pause before something is offered again to the replica's full queue.
+const QUEUE_PAUSE: Duration = Duration::from_millis(5);
+
+/// The log as hosts use it. What the replica's queue has no room for is offered again: a host has one
+/// batch and one round under way at a time, so nothing can overtake it.
 struct ReplicaLog(ReplicaHandle);
 
 impl crate::host::Log for ReplicaLog {
     fn propose(&self, proposal: Proposal) {
-        if let Err(unproposed) = self.0.propose(proposal) {
-            // The queue is full or closed: the epoch cannot go on with a gap. What was not taken is
-            // offered once more behind the gap, which the driver refuses, ending the epoch in order.
-            tracing::error!(error = %unproposed, "a proposal was not taken");
-        }
+        let Err(mut unproposed) = self.0.propose(proposal) else { return };
+        let replica = self.0.clone();
+        tokio::spawn(async move {
+            while unproposed.reason == Refusal::Full {
+                tokio::time::sleep(QUEUE_PAUSE).await;
+                match replica.propose(unproposed.proposal) {
+                    Ok(()) => return,
+                    Err(again) => unproposed = again,
+                }
+            }
+        });
     }
 
     fn read_index(&self, group: perennial_core::id::GroupId, epoch: perennial_core::id::Term, ctx: u64) {
-        if let Err(error) = self.0.read_index(group, epoch, ctx) {
-            tracing::debug!(%group, %error, "a read round was not taken");
+        if self.0.read_index(group, epoch, ctx) != Err(Refusal::Full) {
+            return;
         }
+        let replica = self.0.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(QUEUE_PAUSE).await;
+            while replica.read_index(group, epoch, ctx) == Err(Refusal::Full) {
+                tokio::time::sleep(QUEUE_PAUSE).await;
+            }
+        });
     }
 }
 

@@ -143,14 +143,15 @@ impl DiskLog {
         self.batch.is_empty()
     }
 
-    /// Forgets entries, without a flush: should it be lost, the log is only longer.
+    /// Forgets entries. Flushed, because the files of forgotten entries are removed next, and a log
+    /// that has lost both its head and the note of it could not be opened.
     pub(crate) fn truncate(&mut self, truncates: &[Truncate]) -> Result<(), LogError> {
         let mut batch = LogBatch::with_capacity(truncates.len() * 2);
         for t in truncates {
             batch.put(t.group.raw(), KEY_TRUNCATED.to_vec(), words([t.index.0, t.term.0]))?;
             batch.add_command(t.group.raw(), Command::Compact { index: t.index.0 + 1 });
         }
-        self.engine.write(&mut batch, false)?;
+        self.engine.write(&mut batch, true)?;
         Ok(())
     }
 

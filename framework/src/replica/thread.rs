@@ -498,7 +498,7 @@ impl Worker {
             assert_eq!(named, Some(hosted.applied.0), "a snapshot names the index the rows stand at");
             SendJob { machine: hosted.machine.checkpoint(), rows: self.rows.snapshot(group), snapshot }
         });
-        if !job.is_some_and(|job| self.send_jobs.try_send(job).is_ok()) {
+        if job.is_none_or(|job| self.send_jobs.try_send(job).is_err()) {
             self.driver.snapshot_sent(group, to, false);
         }
     }

@@ -326,9 +326,12 @@ impl Driver {
         }
     }
 
-    /// Hands a led group over. Returns whether that was begun; raft-rs gives up after an election
-    /// time-out.
+    /// Hands a led group over to a member heard from lately. Returns whether that was begun;
+    /// raft-rs gives up after an election time-out.
     pub fn transfer(&mut self, group: GroupId, to: MemberId) -> bool {
+        if !self.live.is_live(to) {
+            return false;
+        }
         let Some(found) = self.groups.get_mut(&group) else { return false };
         let begun = found.transfer(to, &mut self.events);
         self.mark(group);

@@ -193,7 +193,7 @@ pub struct GroupStatus {
     pub applied: LogIndex,
     /// Bytes of the log tail.
     pub log_bytes: u64,
-    /// Whether the rows were lost and a snapshot is awaited.
+    /// Whether the rows are not there: a snapshot is awaited or being installed.
     pub rows_lost: bool,
     /// As leader: the other replicas.
     pub followers: Vec<FollowerStatus>,

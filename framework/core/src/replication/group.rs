@@ -288,8 +288,7 @@ impl Group {
 
     /// raft-rs refuses while leadership is handed over and when too much is uncommitted.
     fn append(&mut self, data: Bytes) -> bool {
-        let mut entry = Entry::default();
-        entry.data = data;
+        let entry = Entry { data, ..Entry::default() };
         let mut m = Message::default();
         m.set_msg_type(MessageType::MsgPropose);
         m.from = self.me.0;
@@ -572,10 +571,10 @@ impl Group {
         self.settle_timeout();
         let term = Term(self.raw.raft.term);
         let leads = self.leads();
-        if let Some(epoch) = self.epoch.take_if(|e| !leads || e.term != term) {
-            if epoch.opened {
-                events.push((self.id, EpochEvent::Closed { term: epoch.term }));
-            }
+        if let Some(epoch) = self.epoch.take_if(|e| !leads || e.term != term)
+            && epoch.opened
+        {
+            events.push((self.id, EpochEvent::Closed { term: epoch.term }));
         }
         if leads && self.epoch.is_none() {
             self.epoch = Some(Epoch { term, opened: false, poisoned: false, next_seq: RecordSeq(0) });
@@ -658,7 +657,7 @@ impl Group {
             commit: LogIndex(raft.raft_log.committed),
             applied: LogIndex(self.tail().applied().0),
             log_bytes: self.tail().bytes() as u64,
-            rows_lost: self.tail().rows_lost(),
+            rows_lost: self.tail().rows_lost() || self.awaits_install(),
             followers,
         }
     }

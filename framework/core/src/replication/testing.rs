@@ -20,6 +20,8 @@ pub(super) struct Counter {
     pub(super) gaps: Vec<(u64, u64, u64)>,
     /// Entries whose epoch is not the term they were committed in.
     pub(super) strays: u64,
+    /// (epoch, first record) of every entry, in order.
+    pub(super) log: Vec<(u64, u64)>,
 }
 
 pub(super) fn entry(epoch: Term, first: RecordSeq, records: u32, size: usize) -> Bytes {
@@ -43,6 +45,7 @@ impl StateMachine for Counter {
             self.gaps.push((epoch, self.next, first));
         }
         self.strays += u64::from(epoch != term.0);
+        self.log.push((epoch, first));
         self.next = first + u64::from(records);
         self.records += u64::from(records);
         rows.push(RowOp::Put { key: b"records".to_vec(), value: self.records.to_le_bytes().to_vec() });
@@ -272,6 +275,16 @@ impl Net {
             }
             None => node.driver.step(f.from, f.group, f.message),
         };
+    }
+
+    /// One tick of one node, without a message delivered.
+    pub(super) fn tick_alone(&mut self, member: MemberId) {
+        self.node(member).driver.tick();
+        self.run(member);
+    }
+
+    pub(super) fn is_alive(&self, member: MemberId) -> bool {
+        self.nodes[&member].alive
     }
 
     pub(super) fn tick(&mut self, ticks: usize) {

@@ -430,3 +430,127 @@ fn a_group_that_cannot_be_opened_says_why() {
     driver.open_group(seed.clone()).unwrap();
     assert!(matches!(driver.open_group(seed), Err(OpenError::Open(_))));
 }
+
+/// A host as simple as can be: proposes in sequence, believes events.
+#[derive(Default)]
+struct Host {
+    /// Open epoch, next record, first record not yet applied.
+    epoch: Option<(Term, u64, u64)>,
+}
+
+/// Seeds tried; each a few hundred steps.
+const STORMS: u64 = 150;
+
+/// What a storm has seen acknowledged: applied by the leader of the epoch while it was open.
+struct Storm {
+    net: Net,
+    hosts: [Host; 3],
+    acknowledged: Vec<(u64, u64)>,
+    random: u64,
+}
+
+impl Storm {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.random >> 33) % limit
+    }
+
+    fn listen(&mut self) {
+        for (host, member) in self.hosts.iter_mut().zip([M1, M2, M3]) {
+            for event in self.net.events(member) {
+                match event {
+                    EpochEvent::Opened { term } => host.epoch = Some((term, 0, 0)),
+                    EpochEvent::Closed { .. } | EpochEvent::Refused { .. } => host.epoch = None,
+                    _ => {}
+                }
+            }
+            let machine = &self.net.node(member).machines[&G];
+            if let Some((term, _, acked)) = &mut host.epoch
+                && machine.epoch == term.0
+            {
+                self.acknowledged.extend((*acked..machine.next).map(|n| (term.0, n)));
+                *acked = machine.next;
+            }
+        }
+    }
+
+    fn act(&mut self) {
+        let at = self.below(3) as usize;
+        let member = [M1, M2, M3][at];
+        let alive = self.net.is_alive(member);
+        match self.below(40) {
+            0 if alive => {
+                self.net.kill(member);
+                self.hosts[at].epoch = None;
+                if self.below(2) == 0 {
+                    for other in [M1, M2, M3] {
+                        self.net.node(other).driver.member_down(member);
+                    }
+                }
+            }
+            0..=2 if !alive => self.net.restart(member),
+            1 => self.net.isolate(member),
+            2 => self.net.cut_one_way(member, [M2, M3, M1][at]),
+            3..=5 => self.net.heal(),
+            6 if alive => {
+                let to = [M3, M1, M2][at];
+                self.net.node(member).driver.transfer(G, to);
+            }
+            7 if alive => self.net.node(member).driver.member_down([M2, M3, M1][at]),
+            8 if alive => drop(self.net.checkpoint(member)),
+            9..=20 if alive => {
+                if let Some((term, next, _)) = &mut self.hosts[at].epoch {
+                    let (term, first) = (*term, *next);
+                    *next += 1;
+                    self.net.propose_sized(member, term, first, 1, 50);
+                }
+            }
+            21..=30 if alive => self.net.tick_alone(member),
+            _ => {
+                for _ in 0..self.below(12) {
+                    self.net.single_step();
+                }
+            }
+        }
+        self.listen();
+    }
+
+    /// Faults first, then none: the group must serve again and have kept what was acknowledged.
+    fn rage(seed: u64) -> usize {
+        let net = Net::with(&[1, 2, 3], seed, small_log);
+        let mut storm = Self { net, hosts: Default::default(), acknowledged: Vec::new(), random: seed };
+        storm.listen();
+        for _ in 0..600 {
+            storm.act();
+        }
+        let Self { mut net, acknowledged, .. } = storm;
+        net.heal();
+        for member in [M1, M2, M3] {
+            if !net.is_alive(member) {
+                net.restart(member);
+            }
+        }
+        net.tick(300);
+        let (leader, term) = net.elect();
+        let next = net.node(leader).machines[&G].next_seq(term).0;
+        net.propose(leader, term, next, 1);
+        net.tick(5);
+        let machines = [M1, M2, M3].map(|m| net.node(m).machines[&G].clone());
+        assert_eq!(machines[0].log.last(), Some(&(term.0, next)), "seed {seed}: the healed group serves");
+        for machine in &machines {
+            assert_eq!(machine, &machines[0], "seed {seed}: replicas agree");
+            assert!(machine.gaps.is_empty() && machine.strays == 0, "seed {seed}: no gap, no stray");
+        }
+        for record in &acknowledged {
+            assert!(machines[0].log.contains(record), "seed {seed}: {record:?} was acknowledged");
+        }
+        acknowledged.len()
+    }
+}
+
+#[test]
+fn storms_lose_nothing_and_pass() {
+    let acknowledged: usize = (0..STORMS).map(Storm::rage).sum();
+    assert!(acknowledged as u64 > STORMS * 10, "storms leave room for work: {acknowledged} records");
+}

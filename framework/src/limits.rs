@@ -1,0 +1,14 @@
+//! Every limit a user or operator can run into, by name.
+//!
+//! Each is enforced where it belongs; what happens there is said with the limit and in the fault it
+//! gives. Limits of the gateway are in the runtime, those of links in [`crate::link::LinkConfig`].
+
+pub use perennial_core::id::{KEY_BYTES_MAX, KIND_BYTES_MAX, NODE_ID_BYTES_MAX};
+pub use perennial_core::partition::dedup::SESSION_SILENCE_MS_MAX;
+pub use perennial_core::partition::record::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
+
+pub use crate::call::CALL_TIMEOUT_DEFAULT;
+pub use crate::host::events::{EVENTS_KEPT_MIN, FOLLOWERS_MAX};
+pub use crate::host::turns::{IDLE_MS_MAX, KEYED_REPLY_KEEP_MS, NESTED_REPLY_KEEP_MS, UNATTENDED_TURN_MAX};
+pub use crate::host::{MAILBOX_CALLS_MAX, PARTITION_CALLS_MAX, STATE_BYTES_MAX};
+pub use crate::router::{CALL_TIMEOUT_MAX, FOLLOWER_EVENTS_MAX};
