@@ -27,7 +27,7 @@ export class CallFailed extends Error {
     super(body?.message ?? `the gateway answered ${status}`);
     this.status = status;
     this.code = body?.code ?? "unknown";
-    this.app = body?.code === "app" || status === 409 ? (body?.error ?? null) : null;
+    this.app = body?.code === "app" ? body.error : null;
     this.applied = body?.applied ?? "unknown";
     this.retryable = body ? body.retryable === true : status >= 500;
   }

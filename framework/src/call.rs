@@ -327,7 +327,7 @@ impl<T: Data, X: Failure> IntoFuture for Call<T, X> {
 }
 
 async fn dispatch(message: Message, via: Via, timeout: Duration) -> Answered {
-    let deadline = Instant::now() + timeout;
+    let deadline = tokio::time::Instant::now().into_std() + timeout;
     let args = Args { format: Format::Postcard, bytes: message.args };
     let mut call = Outbound {
         target: message.target,

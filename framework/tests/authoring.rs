@@ -393,7 +393,7 @@ async fn a_nested_call_carries_path_and_derived_id_and_effects_follow_it() {
     assert_eq!(finished.answer, Answer::Ok(postcard::to_stdvec(&2u32).unwrap().into()));
     assert_eq!(seen::<Cart>(&*state).lines["tea"].qty, 2);
 
-    let [ReminderChange::Set { name, due, message }] = &finished.effects.reminders[..] else { panic!() };
+    let [ReminderChange::Set { name, due, message, .. }] = &finished.effects.reminders[..] else { panic!() };
     assert_eq!((name.as_str(), *due), ("abandoned", Millis(3_601_000)));
     assert_eq!((message.target.as_str(), message.method.as_str()), ("Cart/k", "clear"));
 

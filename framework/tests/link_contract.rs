@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use perennial::link::tls::{Ca, Tls};
 use perennial::link::{
-    Admission, ClientLink, ClusterTransport, DialError, DoorLane, FRAME_BYTES_MAX, Facts, Handlers, Hello, Lane,
-    LinkConfig, LinkError, LinkEvent, MemoryHub, MemoryTransport, Peer, PushError, Refusal, Responder, Service,
-    StreamEnd, StreamSink, Transport, Unsent, probe,
+    Admission, ClientLink, ClusterTransport, Control, ControlHandler, DialError, DoorLane, FRAME_BYTES_MAX,
+    Facts, Handlers, Hello, Lane, LinkConfig, LinkError, LinkEvent, MemoryHub, MemoryTransport, Peer,
+    PushError, Refusal, Responder, Service, StreamEnd, StreamSink, Transport, Unsent, probe,
 };
 use perennial_core::id::{ClusterId, NodeId};
 use tokio::net::{TcpListener, TcpStream};
@@ -286,7 +287,8 @@ impl World for Cluster {
             incarnation: 1,
         };
         let members = Arc::new(Members(facts));
-        let node = ClusterTransport::start(listener, tls, members, handlers, self.config.clone()).await.unwrap();
+        let node =
+            ClusterTransport::start(listener, tls, members, handlers, self.config.clone()).await.unwrap();
         for (other, theirs) in &self.addresses {
             self.proxies.insert((name.to_owned(), other.clone()), Proxy::to(theirs.clone()).await);
             self.proxies.insert((other.clone(), name.to_owned()), Proxy::to(address.clone()).await);
@@ -482,15 +484,17 @@ async fn requests_are_answered_or_say_what_became_of_them<W: World>() {
     let forgotten = a.request(&id("b"), Bytes::from_static(b"hold"), MINUTE);
     seen_b.until(&Seen::Held).await;
     drop(forgotten);
-    let many: Vec<_> =
-        (0..2000u32).map(|n| (n, a.request(&id("b"), Bytes::from(n.to_le_bytes().to_vec()), MINUTE))).collect();
+    let many: Vec<_> = (0..2000u32)
+        .map(|n| (n, a.request(&id("b"), Bytes::from(n.to_le_bytes().to_vec()), MINUTE)))
+        .collect();
     for (n, answer) in many {
         assert_eq!(answer.await.unwrap(), n.to_le_bytes()[..]);
     }
 }
 
 async fn requests_beyond_the_limit_are_refused<W: World>() {
-    let (_world, (a, _seen_a), (_b, mut seen_b)) = pair::<W>(LinkConfig { requests_max: 2, ..patient() }).await;
+    let (_world, (a, _seen_a), (_b, mut seen_b)) =
+        pair::<W>(LinkConfig { requests_max: 2, ..patient() }).await;
     ask(&*a, "warm").await.unwrap();
     let hold = || a.request(&id("b"), Bytes::from_static(b"hold"), MINUTE);
     let held = [hold(), hold()];
@@ -535,6 +539,7 @@ async fn a_lost_link_ends_its_streams_on_both_sides<W: World>() {
     let (world, (a, _seen_a), (_b, mut seen_b)) = pair::<W>(patient()).await;
     ask(&*a, "warm").await.unwrap();
     let mut stream = a.request_stream(&id("b"), Bytes::from_static(b"for ever")).unwrap();
+    stream.next().await.unwrap();
     let reading = tokio::spawn(async move {
         loop {
             if let Err(end) = stream.next().await {
@@ -684,4 +689,50 @@ async fn a_node_that_is_not_a_member_gets_no_link() {
     let frame = Bytes::from_static(b"x");
     assert_eq!(stranger.send(&id("a"), Lane::Raft, frame.clone()), Err(Unsent::NoLink(frame)));
     assert!(!stranger.is_up(&id("a")));
+}
+
+/// Echoes administrative calls.
+struct Admin(mpsc::UnboundedSender<NodeId>);
+
+impl ControlHandler for Admin {
+    fn info(&self) -> Bytes {
+        Bytes::new()
+    }
+    fn hello(&self, _: NodeId, _: Bytes) {}
+    fn table(&self, _: NodeId, _: Bytes) {}
+    fn admin(&self, _: NodeId, payload: Bytes) -> BoxFuture<'static, Bytes> {
+        Box::pin(std::future::ready(payload))
+    }
+    fn up(&self, node: NodeId) {
+        let _ = self.0.send(node);
+    }
+    fn down(&self, _: NodeId) {}
+}
+
+#[tokio::test]
+async fn control_sessions_run_over_the_same_door() {
+    let mut world = Cluster::new(patient()).await;
+    let (a, _seen_a) = world.node("a").await;
+    let (b, _seen_b) = world.node("b").await;
+    let mut controls = Vec::new();
+    for (name, node) in [("a", &a), ("b", &b)] {
+        let (up, ups) = mpsc::unbounded_channel();
+        let handler = Arc::new(Admin(up));
+        let control = Control::start(id(name), 1, CLUSTER, handler, world.config.clone()).await.unwrap();
+        node.serve_control(control.clone());
+        controls.push((control, ups));
+    }
+    world.link(&a, "a", &["b"]);
+    world.link(&b, "b", &["a"]);
+    for ((control, ups), other) in controls.iter_mut().zip(["b", "a"]) {
+        let up = tokio::time::timeout(MINUTE, ups.recv()).await.expect("a session");
+        assert_eq!(up, Some(id(other)));
+        let payload = Bytes::from(vec![7; 300 << 10]);
+        assert_eq!(control.call(&id(other), payload.clone(), MINUTE).await.unwrap(), payload);
+    }
+    for (control, _) in &controls {
+        control.stop().await;
+    }
+    a.stop().await;
+    b.stop().await;
 }

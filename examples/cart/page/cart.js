@@ -124,7 +124,7 @@ function change(sku, by) {
           : await cluster.write("Cart", mine, "set_qty", { sku, qty: Math.max(0, now + by) }, { onRetry });
       say(`saved, answered by ${answer.node ?? "the cluster"}`);
     } catch (error) {
-      if (mine === customer) say(explain(sku, error), true);
+      if (mine === customer) say(explain(error), true);
     }
     if (mine !== customer) return;
     await readCart(() => {
@@ -138,9 +138,17 @@ function change(sku, by) {
 
 const onRetry = () => say("the node is gone, trying the next one with the same key…");
 
-function explain(sku, error) {
-  if (error.app?.OutOfStock) return `${nameOf(sku)}: only ${error.app.OutOfStock.left} left`;
-  return `${nameOf(sku)}: ${error.message}`;
+/** The cart's own errors in words; anything else speaks for itself. */
+function explain(error) {
+  if (error.app === "Empty") return "the cart is empty";
+  const [[name, body]] = Object.entries(error.app ?? { other: null });
+  switch (name) {
+    case "OutOfStock": return `${nameOf(body.sku)}: only ${body.left} left`;
+    case "BadQuantity": return `a line has 1 to ${body.max} pieces`;
+    case "TooManyLines": return `a cart holds at most ${body.max} different articles`;
+    case "NotInCart": return `${nameOf(body.sku)} is not in the cart any more`;
+    default: return error.message;
+  }
 }
 
 $("checkout").addEventListener("click", () => {
@@ -151,7 +159,7 @@ $("checkout").addEventListener("click", () => {
       const { value, node } = await cluster.write("Cart", mine, "checkout", {}, { onRetry });
       say(`order ${value} placed, answered by ${node ?? "the cluster"}`);
     } catch (error) {
-      say(error.message, true);
+      say(explain(error), true);
     }
     await readCart();
     draw();

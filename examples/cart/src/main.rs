@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use perennial::App;
-use perennial_runtime::Launcher;
+use perennial_runtime::{App, Launcher};
 
 fn main() -> ExitCode {
     let app = perennial_example_cart::register(App::new("cart"));

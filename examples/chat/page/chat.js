@@ -37,7 +37,7 @@ $("join").addEventListener("submit", async (event) => {
     const { value } = await cluster.write("Room", wantedRoom, "join", { who: wantedName });
     enter(wantedRoom, wantedName, value);
   } catch (error) {
-    $("join-problem").textContent = error.message;
+    $("join-problem").textContent = explain(error);
     $("join-problem").hidden = false;
   } finally {
     button.disabled = false;
@@ -179,7 +179,7 @@ async function send(item) {
     settle(item, "sent");
   } catch (error) {
     if (!pending.includes(item)) return; // it came back through the room
-    settle(item, `not sent: ${error.message}`, "failed");
+    settle(item, `not sent: ${explain(error)}`, "failed");
     const again = el("button", { type: "button", className: "again" }, "Try again");
     again.addEventListener("click", () => (outbox = outbox.then(() => send(item))));
     item.mark.append(" ", again);
@@ -199,6 +199,18 @@ async function say(item) {
     await rejoin();
     item.key = newKey();
     return cluster.write("Room", room, "say", args, { key: item.key, onRetry });
+  }
+}
+
+/** The room's own errors in words; anything else speaks for itself. */
+function explain(error) {
+  if (error.app === "NotMember") return "join the room first";
+  const [[name, body]] = Object.entries(error.app ?? { other: null });
+  switch (name) {
+    case "BadName": return `a name has 1 to ${body.max} characters`;
+    case "BadText": return `a message has 1 to ${body.max} characters`;
+    case "Full": return `the room is full: ${body.max} members`;
+    default: return error.message;
   }
 }
 

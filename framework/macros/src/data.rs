@@ -124,6 +124,7 @@ fn shape_of(data: &Data, container: &SerdeAttrs, errors: &mut Errors) -> TokenSt
         Data::Enum(data) => {
             let mut variants = Vec::new();
             for variant in &data.variants {
+                refuse_cfg(&variant.attrs, errors);
                 let attrs = SerdeAttrs::read(&variant.attrs, Place::Variant, errors);
                 let plain = plain(&variant.ident);
                 let name = attrs
@@ -148,6 +149,7 @@ fn fields_shape(fields: &Fields, rule: Option<RenameRule>, errors: &mut Errors) 
         Fields::Unnamed(fields) => {
             let mut types = Vec::new();
             for field in &fields.unnamed {
+                refuse_cfg(&field.attrs, errors);
                 SerdeAttrs::read(&field.attrs, Place::TupleField, errors);
                 types.push(type_schema(&field.ty));
             }
@@ -159,6 +161,7 @@ fn fields_shape(fields: &Fields, rule: Option<RenameRule>, errors: &mut Errors) 
         Fields::Named(fields) => {
             let mut described = Vec::new();
             for field in &fields.named {
+                refuse_cfg(&field.attrs, errors);
                 let attrs = SerdeAttrs::read(&field.attrs, Place::NamedField, errors);
                 if attrs.skip {
                     continue;
@@ -172,6 +175,15 @@ fn fields_shape(fields: &Fields, rule: Option<RenameRule>, errors: &mut Errors) 
             }
             quote! { ::perennial::schema::Shape::Struct(::std::vec![#(#described),*]) }
         }
+    }
+}
+
+/// An attribute macro sees what `cfg` would remove, and the nodes of a cluster must agree.
+fn refuse_cfg(attrs: &[Attribute], errors: &mut Errors) {
+    let conditional = |attr: &&Attribute| attr.path().is_ident("cfg") || attr.path().is_ident("cfg_attr");
+    for attr in attrs.iter().filter(conditional) {
+        let text = "what is stored cannot depend on `cfg`: every node must read the same";
+        errors.push(syn::Error::new_spanned(attr, text));
     }
 }
 

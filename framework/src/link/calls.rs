@@ -29,6 +29,9 @@ use super::tls::Peer;
 /// Longest text that says why a stream ended; the rest is cut.
 const END_TEXT_BYTES_MAX: usize = 256;
 
+/// Longest deadline of a request; a later one is taken for this.
+const WITHIN_MAX: Duration = Duration::from_secs(24 * 3600);
+
 type Map<V> = HashMap<u64, V, foldhash::fast::RandomState>;
 
 /// Why a request has no answer.
@@ -173,7 +176,7 @@ impl Requests {
         if payload.len() > FRAME_BYTES_MAX {
             return Err(LinkError::TooLarge(payload.len()));
         }
-        let due = Instant::now() + within;
+        let due = Instant::now() + within.min(WITHIN_MAX);
         let (sender, answer) = oneshot::channel();
         let mut table = lock(&self.table);
         if table.closed {
@@ -363,7 +366,9 @@ impl Future for Answer {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let outcome = match &mut self.0 {
-            AnswerState::Done(error) => Err(error.take().expect("an answer is polled once after it is there")),
+            AnswerState::Done(error) => {
+                Err(error.take().expect("an answer is polled once after it is there"))
+            }
             AnswerState::Waiting { answer, .. } => match Pin::new(answer).poll(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(outcome) => outcome.unwrap_or(Err(LinkError::Lost)),
@@ -544,7 +549,8 @@ impl Served {
             return;
         }
         self.shared.in_flight.fetch_add(1, Ordering::Relaxed);
-        let reply = Responder(Some(ReplyTo::Link { link: self.link.clone(), shared: self.shared.clone(), id }));
+        let reply =
+            Responder(Some(ReplyTo::Link { link: self.link.clone(), shared: self.shared.clone(), id }));
         self.service.request(self.from.clone(), payload, reply);
     }
 
@@ -584,7 +590,9 @@ impl ReplyTo {
             Self::Link { link, shared, id } => {
                 shared.in_flight.fetch_sub(1, Ordering::Relaxed);
                 let sent = match &answer {
-                    Ok(answer) if answer.len() <= FRAME_BYTES_MAX => link.outbox.push(Kind::Response, id, answer),
+                    Ok(answer) if answer.len() <= FRAME_BYTES_MAX => {
+                        link.outbox.push(Kind::Response, id, answer)
+                    }
                     _ => Err(Refused::Full),
                 };
                 if sent == Err(Refused::Full) {
@@ -651,10 +659,12 @@ enum SinkTo {
 impl SinkTo {
     fn push(&self, item: Bytes) -> Result<(), PushError> {
         match self {
-            Self::Link { link, id, .. } => link.outbox.push(Kind::Item, *id, &item).map_err(|refused| match refused {
-                Refused::Full => PushError::Slow,
-                Refused::Closed => PushError::Closed,
-            }),
+            Self::Link { link, id, .. } => {
+                link.outbox.push(Kind::Item, *id, &item).map_err(|refused| match refused {
+                    Refused::Full => PushError::Slow,
+                    Refused::Closed => PushError::Closed,
+                })
+            }
             Self::Local(reader) => reader.push(item).map_err(|()| PushError::Slow),
         }
     }

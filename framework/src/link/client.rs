@@ -108,7 +108,10 @@ pub async fn probe(
 ) -> Result<Probed, DialError> {
     let failed = |source| DialError::Failed { address: address.to_owned(), source };
     if payload.len() > JOIN_BYTES_MAX {
-        return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidInput, "the question is too large")));
+        return Err(failed(std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            "the question is too large",
+        )));
     }
     let hello = Hello::of_node(DoorLane::Join, ours);
     let Dialed { mut io, facts } = dial(tls, config, address, None, &hello).await?;
@@ -116,7 +119,9 @@ pub async fn probe(
         frame::write_one(&mut io, Kind::Data, payload).await?;
         frame::read_one(&mut io, JOIN_BYTES_MAX).await
     };
-    let reply =
-        timeout(config.handshake, ask).await.map_err(|_| DialError::TimedOut(address.to_owned()))?.map_err(failed)?;
+    let reply = timeout(config.handshake, ask)
+        .await
+        .map_err(|_| DialError::TimedOut(address.to_owned()))?
+        .map_err(failed)?;
     Ok(Probed { facts, reply: reply.body })
 }

@@ -16,7 +16,7 @@ use super::control::Control;
 use super::dial::{DialError, dial};
 use super::door::Door;
 use super::hello::{Admission, DoorLane, Hello};
-use super::mesh::{Connector, Mesh};
+use super::mesh::{Connector, Mesh, SpawnFailed};
 use super::peer::Io;
 use super::tls::{Peer, Tls};
 use super::transport::{Handlers, Lane, Transport, Unsent};
@@ -39,8 +39,8 @@ pub enum StartError {
     #[error("cannot use the listening socket: {0}")]
     Socket(#[from] io::Error),
     /// The actors that keep the links cannot be started.
-    #[error("cannot start the overseer of the links: {0}")]
-    Overseer(#[source] Box<ractor::SpawnErr>),
+    #[error(transparent)]
+    Spawn(#[from] SpawnFailed),
 }
 
 /// Links over TLS and TCP; dropping it closes them without waiting.
@@ -94,7 +94,7 @@ impl ClusterTransport {
         }
         let local = listener.local_addr()?;
         let tcp = Tcp { tls: tls.clone(), config: config.clone(), admission: admission.clone() };
-        let mesh = Mesh::start(config, handlers, Box::new(tcp)).await.map_err(|e| StartError::Overseer(Box::new(e)))?;
+        let mesh = Mesh::start(config, handlers, Box::new(tcp)).await?;
         mesh.spawn(Door::new(tls, admission, mesh.clone()).accept(listener));
         Ok(Arc::new(Self { mesh, local }))
     }

@@ -38,6 +38,7 @@ use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOw
 
 use super::config::LinkConfig;
 use super::lock;
+use super::mesh::SpawnFailed;
 use super::peer::Io;
 
 /// Largest payload on the control lane.
@@ -155,15 +156,14 @@ impl Control {
     /// Starts the control part of a node that has a cluster.
     ///
     /// # Errors
-    /// [`SpawnErr`](ractor::SpawnErr) as text when an actor cannot be started, for instance because this
-    /// node and incarnation runs in this process already.
+    /// [`SpawnFailed`], for instance because this node and incarnation runs in this process already.
     pub async fn start(
         node: NodeId,
         incarnation: u64,
         cluster: ClusterId,
         handler: Arc<dyn ControlHandler>,
         config: LinkConfig,
-    ) -> Result<Self, io::Error> {
+    ) -> Result<Self, SpawnFailed> {
         let control = Self(Arc::new(Shared {
             node,
             incarnation,
@@ -179,8 +179,7 @@ impl Control {
             last_label: AtomicU64::new(0),
             closing: CancellationToken::new(),
         }));
-        let (keeper, _) =
-            Actor::spawn(None, Keeper, control.clone()).await.map_err(|error| io::Error::other(error.to_string()))?;
+        let (keeper, _) = Actor::spawn(None, Keeper, control.clone()).await?;
         *lock(&control.0.keeper) = Some(keeper);
         Ok(control)
     }
@@ -273,7 +272,8 @@ impl Control {
     pub(crate) async fn carry(&self, peer: NodeId, io: Io, dialed_by_peer: bool, stop: &CancellationToken) {
         let number = self.0.last_label.fetch_add(1, Ordering::Relaxed);
         let label = format!("{peer}#{number}");
-        let (cut, gone, ended) = (self.0.closing.child_token(), CancellationToken::new(), CancellationToken::new());
+        let (cut, gone, ended) =
+            (self.0.closing.child_token(), CancellationToken::new(), CancellationToken::new());
         let session = Session { label: label.clone(), cut: cut.clone(), gone: gone.clone(), actor: None };
         self.replace(&peer, session).await;
         let _cleared = Cleared { control: self, peer: &peer, label: &label };
@@ -288,7 +288,9 @@ impl Control {
         let server = lock(&self.0.server).clone();
         let opened = server.is_some_and(|server| {
             let stream = Box::new(stream);
-            server.cast(NodeServerMessage::ConnectionOpenedExternal { stream, is_server: dialed_by_peer }).is_ok()
+            server
+                .cast(NodeServerMessage::ConnectionOpenedExternal { stream, is_server: dialed_by_peer })
+                .is_ok()
         });
         if !opened {
             return;
@@ -326,7 +328,8 @@ impl Control {
     }
 
     fn session_ready(&self, ready: &NodeServerSessionInformation) {
-        let Some(peer) = self.with_session(&ready.peer_addr, |session| session.actor = Some(ready.actor.clone()))
+        let Some(peer) =
+            self.with_session(&ready.peer_addr, |session| session.actor = Some(ready.actor.clone()))
         else {
             return;
         };
@@ -431,7 +434,8 @@ impl KeeperState {
             Part::Server => self.server = Some(start_server(&self.control, me).await?.get_id()),
             Part::Actor => {
                 let name = format!("{}{}", actor_prefix(&self.control.0.node), self.control.0.incarnation);
-                let (actor, _) = Actor::spawn_linked(Some(name), ControlActor, self.control.clone(), me).await?;
+                let (actor, _) =
+                    Actor::spawn_linked(Some(name), ControlActor, self.control.clone(), me).await?;
                 self.actor = Some(actor.get_id());
             }
         }
@@ -646,7 +650,11 @@ struct IdleRead {
 }
 
 impl AsyncRead for IdleRead {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
@@ -715,7 +723,9 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::link::{Handlers, MemoryHub, MemoryTransport, Peer, Responder, Service, StreamSink, Transport};
+    use crate::link::{
+        Handlers, MemoryHub, MemoryTransport, Peer, Responder, Service, StreamSink, Transport,
+    };
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -789,8 +799,11 @@ mod tests {
         let ids: Vec<_> = (0..count).map(|n| NodeId::new(&format!("t{test}-n{n}")).unwrap()).collect();
         let mut nodes = Vec::new();
         for id in &ids {
-            let handlers =
-                Handlers { inbound: Arc::new(|_, _, _| {}), events: Arc::new(|_| {}), service: Arc::new(Nobody) };
+            let handlers = Handlers {
+                inbound: Arc::new(|_, _, _| {}),
+                events: Arc::new(|_| {}),
+                service: Arc::new(Nobody),
+            };
             let config = LinkConfig {
                 backoff_min: Duration::from_millis(5),
                 backoff_max: Duration::from_millis(50),
@@ -802,7 +815,8 @@ mod tests {
             let handler = Arc::new(Teller { me: id.clone(), told: sender });
             let control = Control::start(id.clone(), 1, ClusterId(9), handler, config).await.unwrap();
             transport.serve_control(control.clone());
-            transport.set_peers(ids.iter().filter(|i| *i != id).map(|i| (i.clone(), String::new())).collect());
+            transport
+                .set_peers(ids.iter().filter(|i| *i != id).map(|i| (i.clone(), String::new())).collect());
             nodes.push(TestNode { id: id.clone(), transport, control, told });
         }
         for n in 0..count {
@@ -886,7 +900,8 @@ mod tests {
         let nodes = nodes(&MemoryHub::new(), 2).await;
         let (a, b) = (&nodes[0].control, &nodes[1]);
         // What a message that cannot be decoded does to the actor.
-        let before = ractor::registry::where_is(format!("{}1", actor_prefix(&b.id))).expect("it is registered");
+        let before =
+            ractor::registry::where_is(format!("{}1", actor_prefix(&b.id))).expect("it is registered");
         before.kill_and_wait(Some(MINUTE)).await.unwrap();
         let answered = async {
             loop {
@@ -894,6 +909,7 @@ mod tests {
                 if a.call(&b.id, Bytes::from_static(b"x"), within).await.is_ok() {
                     break;
                 }
+                tokio::task::yield_now().await;
             }
         };
         timeout(MINUTE, answered).await.expect("it answers again");
@@ -908,7 +924,9 @@ mod tests {
             let sessions = ractor::call_t!(server, NodeServerMessage::GetSessions, 60_000).unwrap();
             let children = server.get_cell().get_children();
             assert_eq!(sessions.len(), 1);
-            assert!(children.iter().all(|child| sessions.values().any(|s| s.actor.get_id() == child.get_id())));
+            assert!(
+                children.iter().all(|child| sessions.values().any(|s| s.actor.get_id() == child.get_id()))
+            );
         }
     }
 

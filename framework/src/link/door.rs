@@ -84,10 +84,7 @@ impl Door {
     }
 
     /// TLS, certificate, hello, checks, welcome; on the join lane also the answer. `None`: done with.
-    async fn greet(
-        &self,
-        tcp: TcpStream,
-    ) -> io::Result<Option<(Io, Peer, Hello, OwnedSemaphorePermit)>> {
+    async fn greet(&self, tcp: TcpStream) -> io::Result<Option<(Io, Peer, Hello, OwnedSemaphorePermit)>> {
         tcp.set_nodelay(true)?;
         let mut io = TlsAcceptor::from(self.tls.server.clone()).accept(tcp).await?;
         let certificate = io.get_ref().1.peer_certificates().and_then(|chain| chain.first());
@@ -185,7 +182,13 @@ mod tests {
     impl Admission for All {
         fn facts(&self) -> Facts {
             let node = NodeId::new("a").unwrap();
-            Facts { node, cluster: Some(ClusterId(1)), hash_version: 1, address: String::new(), incarnation: 1 }
+            Facts {
+                node,
+                cluster: Some(ClusterId(1)),
+                hash_version: 1,
+                address: String::new(),
+                incarnation: 1,
+            }
         }
         fn admit(&self, _: &Peer, _: DoorLane, _: &Hello) -> Result<(), Refusal> {
             Ok(())

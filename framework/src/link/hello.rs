@@ -142,7 +142,9 @@ pub enum Refusal {
     #[error("node {0} is the node at this address: use another address, or give each node an id of its own")]
     OwnNode(NodeId),
     /// The certificate proves another name than the one given.
-    #[error("the certificate is that of {certificate}, not of node {claimed}: use the node's own certificate")]
+    #[error(
+        "the certificate is that of {certificate}, not of node {claimed}: use the node's own certificate"
+    )]
     Certificate {
         /// Whom the certificate names.
         certificate: String,

@@ -84,8 +84,7 @@ impl MemoryHub {
     ) -> Result<Arc<MemoryTransport>, StartError> {
         config.validate()?;
         let connector = HubConnector { hub: self.clone(), me: node.clone() };
-        let mesh =
-            Mesh::start(config, handlers, Box::new(connector)).await.map_err(|e| StartError::Overseer(Box::new(e)))?;
+        let mesh = Mesh::start(config, handlers, Box::new(connector)).await?;
         lock(&self.0).nodes.insert(node.clone(), Arc::downgrade(&mesh));
         Ok(Arc::new(MemoryTransport { hub: self.clone(), node, mesh }))
     }

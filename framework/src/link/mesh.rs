@@ -116,7 +116,7 @@ impl Mesh {
         config: LinkConfig,
         handlers: Handlers,
         connector: Box<dyn Connector>,
-    ) -> Result<Arc<Self>, SpawnErr> {
+    ) -> Result<Arc<Self>, SpawnFailed> {
         let mesh = Arc::new(Self {
             config,
             handlers,
@@ -299,8 +299,9 @@ impl Mesh {
             // The peer has dialed anew: nothing of the old connection may come after the new one.
             before.cut().await;
         }
-        let served = (lane == Lane::Calls)
-            .then(|| Served::new(link.clone(), self.service().clone(), Peer::Node(node.clone()), &self.config));
+        let served = (lane == Lane::Calls).then(|| {
+            Served::new(link.clone(), self.service().clone(), Peer::Node(node.clone()), &self.config)
+        });
         let mut on_frame = |frame: super::frame::Frame| match (frame.kind, &served) {
             (Kind::Data, _) => {
                 (self.handlers.inbound)(node.clone(), lane, frame.body);
@@ -319,19 +320,27 @@ impl Mesh {
         }
     }
 
+    /// Hands over what is queued and ends a link, within the time a link may linger.
+    async fn finish(&self, link: &Link, running: impl Future<Output = Close>) -> Close {
+        link.outbox.close();
+        timeout(self.config.linger * 2, running).await.unwrap_or(Close::Local)
+    }
+
     /// Runs a link until it ends by itself or the mesh closes, then in good order.
     async fn run(&self, link: &Arc<Link>, io: Io, on_frame: super::peer::OnFrame<'_>) -> Close {
         let mut running = std::pin::pin!(link.run(io, &self.config, on_frame));
         tokio::select! {
             biased;
             close = &mut running => close,
-            () = self.closing.cancelled() => {
-                link.outbox.close();
-                running.await
-            }
+            () = self.closing.cancelled() => self.finish(link, running).await,
         }
     }
 }
+
+/// The actors that keep links cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start the actors that keep links: {0}")]
+pub struct SpawnFailed(#[from] SpawnErr);
 
 /// Runs a link on which this side asks, until it ends; then nothing is left waiting.
 pub(crate) async fn run_asking(
@@ -373,7 +382,13 @@ struct OverseerState {
 
 impl OverseerState {
     async fn start(&mut self, me: ActorCell, peer: Arc<PeerLinks>, lane: DoorLane, again: bool) {
-        let dialer = Dialer { mesh: self.mesh.clone(), peer: peer.clone(), lane, failures: u32::from(again) };
+        let dialer = Dialer {
+            mesh: self.mesh.clone(),
+            peer: peer.clone(),
+            lane,
+            failures: u32::from(again),
+            reported: None,
+        };
         match Actor::spawn_linked(None, LinkActor, dialer, me).await {
             Ok((actor, _)) => {
                 self.children.insert(actor.get_id(), (peer, lane));
@@ -449,7 +464,12 @@ impl Actor for LinkActor {
         Ok(dialer)
     }
 
-    async fn handle(&self, me: ActorRef<Run>, Run: Run, dialer: &mut Dialer) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        me: ActorRef<Run>,
+        Run: Run,
+        dialer: &mut Dialer,
+    ) -> Result<(), ActorProcessingErr> {
         let stop = dialer.peer.stop.clone();
         match dialer.lane.transport() {
             Some(lane) => dialer.keep_lane(lane, &stop).await,
@@ -466,6 +486,8 @@ struct Dialer {
     lane: DoorLane,
     /// Dials since the last useful link.
     failures: u32,
+    /// The last reason written to the log as a warning; forgotten once linked.
+    reported: Option<String>,
 }
 
 impl Dialer {
@@ -528,10 +550,7 @@ impl Dialer {
         tokio::select! {
             biased;
             close = &mut running => close,
-            () = stop.cancelled() => {
-                link.outbox.close();
-                running.await
-            }
+            () = stop.cancelled() => self.mesh.finish(&link, running).await,
         }
     }
 
@@ -572,14 +591,30 @@ impl Dialer {
                 connected = self.connect() => connected,
             };
             let error = match connected {
-                Ok(io) => return Some(io),
+                Ok(io) => {
+                    self.reported = None;
+                    return Some(io);
+                }
                 Err(error) => error,
             };
-            tracing::debug!(node = %self.peer.node, lane = %self.lane, %error, "a dial failed");
+            self.report(&error);
             if self.is_witness() && matches!(error, DialError::Refused(_)) {
                 self.mesh.note(&self.peer, Presence::Gone);
             }
             self.failures = self.failures.saturating_add(1);
+        }
+    }
+
+    /// An operator reads each reason once, not at every dial.
+    fn report(&mut self, error: &DialError) {
+        let text = error.to_string();
+        if self.is_witness() && matches!(error, DialError::TurnedAway { .. } | DialError::OtherNode { .. }) {
+            if self.reported.as_ref() != Some(&text) {
+                tracing::warn!(node = %self.peer.node, %error, "a node cannot be linked to");
+                self.reported = Some(text);
+            }
+        } else {
+            tracing::debug!(node = %self.peer.node, lane = %self.lane, %error, "a dial failed");
         }
     }
 

@@ -39,6 +39,7 @@ pub use dial::DialError;
 pub use frame::{FRAME_BYTES_MAX, FrameError};
 pub use hello::{Admission, DoorLane, Facts, Hello, Refusal};
 pub use memory::{MemoryHub, MemoryTransport};
+pub use mesh::SpawnFailed;
 pub use tls::Peer;
 pub use transport::{Handlers, Lane, LinkEvent, Transport, Unsent};
 

@@ -122,6 +122,10 @@ impl Outbox {
         self.wake.notify_one();
     }
 
+    fn is_closed(&self) -> bool {
+        lock(&self.state).closed
+    }
+
     /// Takes nothing more and forgets what is queued.
     fn discard(&self) {
         *lock(&self.state) = OutState { closed: true, ..OutState::default() };
@@ -182,13 +186,15 @@ impl Link {
     pub(crate) async fn run(self: &Arc<Self>, io: Io, config: &LinkConfig, on_frame: OnFrame<'_>) -> Close {
         let _ended = Ended(self);
         let (mut reader, writer) = tokio::io::split(io);
-        let mut writing = AbortOnDropHandle::new(tokio::spawn(write_all(writer, self.clone(), config.clone())));
+        let mut writing =
+            AbortOnDropHandle::new(tokio::spawn(write_all(writer, self.clone(), config.clone())));
         let closed = {
             let mut reading = std::pin::pin!(read_all(&mut reader, config.idle_read, on_frame));
             tokio::select! {
                 biased;
                 () = self.kill.cancelled() => return Close::Local,
-                close = &mut reading => return close,
+                // The other side answers our close with its own.
+                close = &mut reading => return if self.outbox.is_closed() { Close::Local } else { close },
                 written = &mut writing => match written {
                     Ok(Close::Broken(kind)) => {
                         // The socket is gone: what it still holds for us ends in an end of file.
@@ -345,7 +351,12 @@ mod tests {
         let config_b = config();
         let receiver = tokio::spawn(async move {
             let mut got = Vec::new();
-            let close = b.run(Box::new(far), &config_b, &mut |f| Ok(got.push(f.body[0]))).await;
+            let close = b
+                .run(Box::new(far), &config_b, &mut |f| {
+                    got.push(f.body[0]);
+                    Ok(())
+                })
+                .await;
             (got, close)
         });
         assert_eq!(a.run(Box::new(near), &config(), &mut |_| Ok(())).await, Close::Local);

@@ -19,9 +19,11 @@ use rcgen::{
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::aws_lc_rs;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use x509_parser::extensions::GeneralName;
@@ -116,10 +118,11 @@ impl Peer {
     pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, TlsError> {
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| TlsError::Nameless)?;
         let names = parsed.subject_alternative_name().map_err(|_| TlsError::Nameless)?;
-        let mut peers = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
-            GeneralName::DNSName(name) if name.ends_with(OWN_SUFFIX) => Some(Self::from_name(name)),
-            _ => None,
-        });
+        let mut peers =
+            names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+                GeneralName::DNSName(name) if name.ends_with(OWN_SUFFIX) => Some(Self::from_name(name)),
+                _ => None,
+            });
         match (peers.next(), peers.next()) {
             (Some(Some(peer)), None) => Ok(peer),
             _ => Err(TlsError::Nameless),
@@ -247,14 +250,14 @@ impl Ca {
             ca_pem: self.pem.clone(),
             chain: vec![certificate.der().clone()],
             chain_pem: certificate.pem(),
-            key: PrivateKeyDer::try_from(key.serialize_der()).map_err(|_| rcgen::Error::CouldNotParseKeyPair)?,
+            key: PrivateKeyDer::try_from(key.serialize_der())
+                .map_err(|_| rcgen::Error::CouldNotParseKeyPair)?,
             key_pem: key.serialize_pem(),
         })
     }
 }
 
-/// Names of nodes are long enough to be a common name's limit away only with the suffix; the subject is
-/// for people, the alternative name is what is checked.
+/// The subject is for people; the alternative name is what is checked.
 fn named(name: &str) -> DistinguishedName {
     let mut distinguished = DistinguishedName::new();
     distinguished.push(DnType::CommonName, name);
@@ -378,7 +381,10 @@ fn write(path: &Path, text: &str, mode: Mode) -> Result<(), TlsError> {
         let mut options = fs::OpenOptions::new();
         options.write(true).create_new(true);
         #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, if mode == Mode::Public { 0o644 } else { 0o600 });
+        std::os::unix::fs::OpenOptionsExt::mode(
+            &mut options,
+            if mode == Mode::Public { 0o644 } else { 0o600 },
+        );
         let mut file = options.open(&beside)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
@@ -495,13 +501,6 @@ impl ServerCertVerifier for NodeVerifier {
     }
 }
 
-/// The process's crypto provider, for parts that build TLS settings of their own.
-#[must_use]
-pub fn provider() -> Arc<CryptoProvider> {
-    install_provider();
-    CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(aws_lc_rs::default_provider()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -515,7 +514,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let ca = Ca::generate().unwrap();
         ca.save(folder.path()).unwrap();
-        assert!(matches!(ca.save(folder.path()), Err(TlsError::File { .. })), "an authority is never replaced");
+        assert!(
+            matches!(ca.save(folder.path()), Err(TlsError::File { .. })),
+            "an authority is never replaced"
+        );
         let again = Ca::load(folder.path()).unwrap();
         let names = ["db.example.org".to_owned(), "10.0.0.7".to_owned()];
         for issued in [again.issue_node(&node("n1"), &names), again.issue_client("shell")] {

@@ -1,0 +1,446 @@
+//! The applied rows of all groups.
+//!
+//! Owns the rows and the checkpoints beside them. Never flushes by itself: a checkpoint is durable
+//! after [`RowStore::sync`], together with every row written before it, because both go through
+//! one journal in order. In go batches of row operations; out come rows. Two stores: fjall on
+//! disk, and a sorted map for tests.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
+use perennial_core::id::{GroupId, LogIndex, Term};
+use perennial_core::replication::RowOp;
+
+/// Rows deleted in one write when a group is wiped.
+const WIPE_ROWS: usize = 4096;
+/// First byte of a checkpoint's key; sorts before all rows.
+const TAG_META: u8 = 0;
+/// First byte of a row's key.
+const TAG_ROW: u8 = 1;
+/// First byte of a checkpoint's value.
+const META_VERSION: u8 = 1;
+/// The only keyspace.
+const KEYSPACE: &str = "rows";
+
+/// Key (relative to its group) and value.
+pub type Row = (Vec<u8>, Vec<u8>);
+/// Rows of a group at one point in time, in order.
+pub type RowIter = Box<dyn Iterator<Item = Result<Row, RowError>> + Send>;
+
+/// A failure of the row store. What was written before is as durable as it was; the store must
+/// not be written any more.
+#[derive(Debug, thiserror::Error)]
+pub enum RowError {
+    /// The disk or its content failed.
+    #[error("the row store failed; check the disk, then restart the node")]
+    Store(#[from] fjall::Error),
+    /// A checkpoint has bytes this build cannot read.
+    #[error("the checkpoint of group {0} cannot be read; run a newer build or wipe the node's data folder")]
+    Meta(GroupId),
+    /// A staged snapshot could not be read back.
+    #[error("a received snapshot could not be read back; check the disk")]
+    Staged(#[source] std::io::Error),
+}
+
+/// The checkpoint of a group: up to where its rows are applied, and its machine's state there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupMeta {
+    /// Applied index.
+    pub applied: LogIndex,
+    /// Its term.
+    pub term: Term,
+    /// What the machine wrote.
+    pub machine: Vec<u8>,
+}
+
+impl GroupMeta {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(17 + self.machine.len());
+        bytes.push(META_VERSION);
+        bytes.extend(self.applied.0.to_be_bytes());
+        bytes.extend(self.term.0.to_be_bytes());
+        bytes.extend(&self.machine);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (&META_VERSION, rest) = bytes.split_first()? else { return None };
+        let (applied, rest) = rest.split_first_chunk()?;
+        let (term, machine) = rest.split_first_chunk()?;
+        Some(Self {
+            applied: LogIndex(u64::from_be_bytes(*applied)),
+            term: Term(u64::from_be_bytes(*term)),
+            machine: machine.to_vec(),
+        })
+    }
+}
+
+/// Rows of all groups. Read by anyone, written by the replica only.
+pub trait RowStore: Send + Sync {
+    /// The value of a row.
+    ///
+    /// # Errors
+    /// [`RowError`] when the store failed.
+    fn get(&self, group: GroupId, key: &[u8]) -> Result<Option<Vec<u8>>, RowError>;
+    /// Up to `limit` rows from `from` to before `to` (or the end), in order, at one point in time.
+    ///
+    /// # Errors
+    /// [`RowError`] when the store failed.
+    fn scan(
+        &self,
+        group: GroupId,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Row>, RowError>;
+    /// All rows of a group at this point in time.
+    fn snapshot(&self, group: GroupId) -> RowIter;
+    /// Carries operations out in order, all or none, without a flush.
+    ///
+    /// # Errors
+    /// [`RowError`] when the store failed.
+    fn write(&self, batch: Vec<(GroupId, Vec<RowOp>)>) -> Result<(), RowError>;
+    /// The last checkpoint of a group.
+    ///
+    /// # Errors
+    /// [`RowError`] when the store failed or the checkpoint is of another version.
+    fn meta(&self, group: GroupId) -> Result<Option<GroupMeta>, RowError>;
+    /// Writes checkpoints behind the rows, without a flush.
+    ///
+    /// # Errors
+    /// [`RowError`] when the store failed.
+    fn put_meta(&self, metas: &[(GroupId, GroupMeta)]) -> Result<(), RowError>;
+    /// Makes everything written so far durable.
+    ///
+    /// # Errors
+    /// [`RowError`] when the flush failed; it must not be tried again.
+    fn sync(&self) -> Result<(), RowError>;
+    /// Removes a group's rows and its checkpoint, the checkpoint first.
+    ///
+    /// # Errors
+    /// [`RowError`] when the store failed.
+    fn wipe(&self, group: GroupId) -> Result<(), RowError>;
+}
+
+fn full_key(tag: u8, group: GroupId, key: &[u8]) -> Vec<u8> {
+    let mut full = Vec::with_capacity(9 + key.len());
+    full.push(tag);
+    full.extend(group.raw().to_be_bytes());
+    full.extend(key);
+    full
+}
+
+/// First key behind all rows of a group.
+fn rows_end(group: GroupId) -> Vec<u8> {
+    let mut end = vec![TAG_ROW];
+    end.extend((group.raw() + 1).to_be_bytes());
+    end
+}
+
+fn relative(full: &[u8]) -> Vec<u8> {
+    full[9..].to_vec()
+}
+
+/// The outcome of a batch: the last operation on each key. `keys_in` lists stored keys of a range.
+fn outcome(
+    batch: Vec<(GroupId, Vec<RowOp>)>,
+    mut keys_in: impl FnMut(&[u8], &[u8]) -> Result<Vec<Vec<u8>>, RowError>,
+) -> Result<BTreeMap<Vec<u8>, Option<Vec<u8>>>, RowError> {
+    let mut last = BTreeMap::new();
+    for (group, ops) in batch {
+        for op in ops {
+            match op {
+                RowOp::Put { key, value } => {
+                    last.insert(full_key(TAG_ROW, group, &key), Some(value));
+                }
+                RowOp::Delete { key } => {
+                    last.insert(full_key(TAG_ROW, group, &key), None);
+                }
+                RowOp::DeleteRange { from, to } if from < to => {
+                    let (from, to) = (full_key(TAG_ROW, group, &from), full_key(TAG_ROW, group, &to));
+                    for key in keys_in(&from, &to)? {
+                        last.insert(key, None);
+                    }
+                    last.range_mut(from..to).for_each(|(_, value)| *value = None);
+                }
+                RowOp::DeleteRange { .. } => {}
+            }
+        }
+    }
+    Ok(last)
+}
+
+/// Rows on disk.
+pub struct FjallRows {
+    db: Database,
+    rows: Keyspace,
+    dir: PathBuf,
+}
+
+impl FjallRows {
+    /// Opens or creates the store in a folder.
+    ///
+    /// # Errors
+    /// [`RowError`] when the folder cannot be read or written.
+    pub fn open(dir: &Path, cache_bytes: u64, memtable_bytes: u64) -> Result<Self, RowError> {
+        let db = Database::builder(dir)
+            .cache_size(cache_bytes)
+            .worker_threads(1)
+            .manual_journal_persist(true)
+            .open()?;
+        let rows =
+            db.keyspace(KEYSPACE, || KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes))?;
+        Ok(Self { db, rows, dir: dir.to_owned() })
+    }
+
+    fn keys_in(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, RowError> {
+        let keys = self.db.snapshot().range(&self.rows, from..to).take(limit);
+        keys.map(|guard| Ok(guard.key()?.to_vec())).collect()
+    }
+
+    /// Flushes the journal through a file handle of our own, so that the flush under fjall's
+    /// journal lock, which stops writers, finds little left to do.
+    fn flush_ahead(&self) -> std::io::Result<()> {
+        let mut journals = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "jnl") {
+                journals.push(path);
+            }
+        }
+        journals.iter().try_for_each(|journal| File::open(journal)?.sync_data())
+    }
+}
+
+impl RowStore for FjallRows {
+    fn get(&self, group: GroupId, key: &[u8]) -> Result<Option<Vec<u8>>, RowError> {
+        Ok(self.rows.get(full_key(TAG_ROW, group, key))?.map(|value| value.to_vec()))
+    }
+
+    fn scan(
+        &self,
+        group: GroupId,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Row>, RowError> {
+        let from = full_key(TAG_ROW, group, from);
+        let to = to.map_or_else(|| rows_end(group), |to| full_key(TAG_ROW, group, to));
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let rows = self.db.snapshot().range(&self.rows, from..to).take(limit);
+        rows.map(|guard| {
+            let (key, value) = guard.into_inner()?;
+            Ok((relative(&key), value.to_vec()))
+        })
+        .collect()
+    }
+
+    fn snapshot(&self, group: GroupId) -> RowIter {
+        let range = full_key(TAG_ROW, group, &[])..rows_end(group);
+        Box::new(self.db.snapshot().range(&self.rows, range).map(|guard| {
+            let (key, value) = guard.into_inner()?;
+            Ok((relative(&key), value.to_vec()))
+        }))
+    }
+
+    fn write(&self, batch: Vec<(GroupId, Vec<RowOp>)>) -> Result<(), RowError> {
+        let outcome = outcome(batch, |from, to| self.keys_in(from, to, usize::MAX))?;
+        let mut write = self.db.batch();
+        for (key, value) in outcome {
+            match value {
+                Some(value) => write.insert(&self.rows, key, value),
+                None => write.remove(&self.rows, key),
+            }
+        }
+        Ok(write.commit()?)
+    }
+
+    fn meta(&self, group: GroupId) -> Result<Option<GroupMeta>, RowError> {
+        let Some(bytes) = self.rows.get(full_key(TAG_META, group, &[]))? else { return Ok(None) };
+        GroupMeta::decode(&bytes).map(Some).ok_or(RowError::Meta(group))
+    }
+
+    fn put_meta(&self, metas: &[(GroupId, GroupMeta)]) -> Result<(), RowError> {
+        let mut write = self.db.batch();
+        for (group, meta) in metas {
+            write.insert(&self.rows, full_key(TAG_META, *group, &[]), meta.encode());
+        }
+        Ok(write.commit()?)
+    }
+
+    fn sync(&self) -> Result<(), RowError> {
+        self.db.persist(PersistMode::Buffer)?;
+        // Only a head start: the flush that counts is the next one.
+        let _ = self.flush_ahead();
+        Ok(self.db.persist(PersistMode::SyncAll)?)
+    }
+
+    fn wipe(&self, group: GroupId) -> Result<(), RowError> {
+        self.rows.remove(full_key(TAG_META, group, &[]))?;
+        loop {
+            let keys = self.keys_in(&full_key(TAG_ROW, group, &[]), &rows_end(group), WIPE_ROWS)?;
+            let done = keys.len() < WIPE_ROWS;
+            let mut write = self.db.batch();
+            keys.into_iter().for_each(|key| write.remove(&self.rows, key));
+            write.commit()?;
+            if done {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Rows in memory, for tests and for applications that run without a disk.
+#[derive(Default)]
+pub struct MemoryRows {
+    rows: Mutex<BTreeMap<Vec<u8>, Vec<u8>>>,
+}
+
+impl MemoryRows {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Vec<u8>, Vec<u8>>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RowStore for MemoryRows {
+    fn get(&self, group: GroupId, key: &[u8]) -> Result<Option<Vec<u8>>, RowError> {
+        Ok(self.lock().get(&full_key(TAG_ROW, group, key)).cloned())
+    }
+
+    fn scan(
+        &self,
+        group: GroupId,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Row>, RowError> {
+        let from = full_key(TAG_ROW, group, from);
+        let to = to.map_or_else(|| rows_end(group), |to| full_key(TAG_ROW, group, to));
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        Ok(self.lock().range(from..to).take(limit).map(|(k, v)| (relative(k), v.clone())).collect())
+    }
+
+    fn snapshot(&self, group: GroupId) -> RowIter {
+        let range = (Bound::Included(full_key(TAG_ROW, group, &[])), Bound::Excluded(rows_end(group)));
+        let rows: Vec<Row> = self.lock().range(range).map(|(k, v)| (relative(k), v.clone())).collect();
+        Box::new(rows.into_iter().map(Ok))
+    }
+
+    fn write(&self, batch: Vec<(GroupId, Vec<RowOp>)>) -> Result<(), RowError> {
+        let mut rows = self.lock();
+        let outcome = outcome(batch, |from, to| {
+            Ok(rows.range(from.to_vec()..to.to_vec()).map(|(key, _)| key.clone()).collect())
+        })?;
+        for (key, value) in outcome {
+            match value {
+                Some(value) => rows.insert(key, value),
+                None => rows.remove(&key),
+            };
+        }
+        Ok(())
+    }
+
+    fn meta(&self, group: GroupId) -> Result<Option<GroupMeta>, RowError> {
+        let rows = self.lock();
+        let Some(bytes) = rows.get(&full_key(TAG_META, group, &[])) else { return Ok(None) };
+        GroupMeta::decode(bytes).map(Some).ok_or(RowError::Meta(group))
+    }
+
+    fn put_meta(&self, metas: &[(GroupId, GroupMeta)]) -> Result<(), RowError> {
+        let mut rows = self.lock();
+        for (group, meta) in metas {
+            rows.insert(full_key(TAG_META, *group, &[]), meta.encode());
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), RowError> {
+        Ok(())
+    }
+
+    fn wipe(&self, group: GroupId) -> Result<(), RowError> {
+        let mut rows = self.lock();
+        let range = full_key(TAG_ROW, group, &[])..rows_end(group);
+        rows.retain(|key, _| !range.contains(key));
+        rows.remove(&full_key(TAG_META, group, &[]));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use perennial_core::id::PartitionId;
+
+    fn put(key: &str, value: &str) -> RowOp {
+        RowOp::Put { key: key.into(), value: value.into() }
+    }
+
+    /// What every row store does.
+    fn contract(store: &dyn RowStore) {
+        let (g, other) = (GroupId::of(PartitionId(3)), GroupId::of(PartitionId(4)));
+        let all = |g| store.scan(g, b"", None, 100).unwrap();
+        let row = |k: &str, v: &str| (Vec::from(k), Vec::from(v));
+
+        store.write(vec![(g, vec![put("a", "1"), put("b", "2")]), (other, vec![put("a", "9")])]).unwrap();
+        assert_eq!(store.get(g, b"a").unwrap(), Some(b"1".to_vec()));
+        assert_eq!(store.get(g, b"c").unwrap(), None);
+        assert_eq!(all(other), [row("a", "9")]);
+
+        let before = store.snapshot(g);
+        let range = |from: &str, to: &str| RowOp::DeleteRange { from: from.into(), to: to.into() };
+        let ops = vec![put("b1", "x"), range("b", "c"), put("b2", "y"), put("c", "3"), range("z", "a")];
+        store.write(vec![(g, ops)]).unwrap();
+        assert_eq!(all(g), [row("a", "1"), row("b2", "y"), row("c", "3")], "operations act in order");
+        let delete = vec![put("c", "4"), RowOp::Delete { key: b"c".to_vec() }];
+        store.write(vec![(g, delete)]).unwrap();
+        assert_eq!(store.scan(g, b"a", Some(b"c"), 1).unwrap(), [row("a", "1")], "limits hold");
+        assert_eq!(store.scan(g, b"b", Some(b"c"), 9).unwrap(), [row("b2", "y")]);
+        let before: Vec<Row> = before.map(Result::unwrap).collect();
+        assert_eq!(before, [row("a", "1"), row("b", "2")], "a snapshot does not move");
+
+        let meta = GroupMeta { applied: LogIndex(7), term: Term(2), machine: b"m".to_vec() };
+        assert_eq!(store.meta(g).unwrap(), None);
+        store.put_meta(&[(g, meta.clone())]).unwrap();
+        store.sync().unwrap();
+        assert_eq!(store.meta(g).unwrap(), Some(meta));
+        store.wipe(g).unwrap();
+        assert_eq!((all(g), store.meta(g).unwrap()), (vec![], None));
+        assert_eq!(all(other).len(), 1);
+    }
+
+    #[test]
+    fn memory_rows_keep_the_contract() {
+        contract(&MemoryRows::default());
+    }
+
+    #[test]
+    fn fjall_rows_keep_the_contract() {
+        let dir = tempfile::tempdir().unwrap();
+        contract(&FjallRows::open(dir.path(), 1 << 20, 1 << 20).unwrap());
+    }
+
+    #[test]
+    fn rows_and_checkpoints_survive_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let g = GroupId::SYSTEM;
+        let meta = GroupMeta { applied: LogIndex(1), term: Term(1), machine: vec![] };
+        {
+            let store = FjallRows::open(dir.path(), 1 << 20, 1 << 20).unwrap();
+            store.write(vec![(g, vec![put("k", "v")])]).unwrap();
+            store.put_meta(&[(g, meta.clone())]).unwrap();
+            store.sync().unwrap();
+        }
+        let store = FjallRows::open(dir.path(), 1 << 20, 1 << 20).unwrap();
+        assert_eq!(store.get(g, b"k").unwrap(), Some(b"v".to_vec()));
+        assert_eq!(store.meta(g).unwrap(), Some(meta));
+    }
+}

@@ -1,0 +1,432 @@
+//! Snapshots on their way between nodes.
+//!
+//! Owns the chunks a snapshot is cut into, streaming them to a peer and staging them as they
+//! arrive. Never touches rows in place: what arrives is staged, complete and checked before Raft
+//! hears of it. A chunk out of order drops the whole snapshot; the leader sends it again.
+//!
+//! ```text
+//!  chunk = version, header (group, index, term, number, part), payload
+//!  snapshot = Rows* Meta* End(raft message)
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use perennial_core::id::{GroupId, LogIndex, MemberId, Term};
+use perennial_core::replication::{FRAME_BYTES_MAX, Install, Outgoing, RaftMessage, RowOp};
+use serde::{Deserialize, Serialize};
+
+use super::handle::{BulkRefused, Outbound};
+use super::rows::{GroupMeta, Row, RowError, RowIter, RowStore};
+
+/// Payload of a chunk, in bytes; only a single large row makes a longer one.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Rows of a snapshot that is staged here, in bytes.
+const STAGED_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+/// A machine's state in a snapshot, in bytes.
+const META_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Rows written at once while a snapshot is installed, in bytes.
+const INSTALL_BYTES: usize = 1024 * 1024;
+/// Wait before a chunk is offered again to a link that is full.
+const RETRY: Duration = Duration::from_millis(5);
+/// Refusals in a row after which a snapshot is given up: 10 s.
+const RETRIES_MAX: u32 = 2000;
+const CHUNK_VERSION: u8 = 1;
+
+/// Bytes that are not a chunk of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChunkError {
+    /// Too long, of another version, or not decodable.
+    #[error("the bytes are not a snapshot chunk of this version; close the link")]
+    Malformed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Part {
+    Rows,
+    Meta,
+    End,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Header {
+    group: GroupId,
+    index: LogIndex,
+    term: Term,
+    number: u32,
+    part: Part,
+}
+
+/// One piece of a snapshot.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    header: Header,
+    payload: Bytes,
+}
+
+impl Chunk {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, ChunkError> {
+        let (&CHUNK_VERSION, rest) = bytes.split_first().ok_or(ChunkError::Malformed)? else {
+            return Err(ChunkError::Malformed);
+        };
+        if bytes.len() > FRAME_BYTES_MAX {
+            return Err(ChunkError::Malformed);
+        }
+        let (header, payload) = postcard::take_from_bytes(rest).map_err(|_| ChunkError::Malformed)?;
+        Ok(Self { header, payload: Bytes::copy_from_slice(payload) })
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.payload.len()
+    }
+}
+
+fn encode(header: Header, payload: &[u8]) -> Bytes {
+    let mut bytes = Vec::with_capacity(40 + payload.len());
+    bytes.push(CHUNK_VERSION);
+    let written = postcard::to_io(&header, &mut bytes);
+    assert!(written.is_ok(), "a header encodes into memory");
+    bytes.extend_from_slice(payload);
+    bytes.into()
+}
+
+fn push_row(rows: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+    rows.extend((key.len() as u32).to_le_bytes());
+    rows.extend((value.len() as u32).to_le_bytes());
+    rows.extend(key);
+    rows.extend(value);
+}
+
+/// A snapshot to be streamed.
+pub(crate) struct SendJob {
+    pub(crate) snapshot: Outgoing,
+    pub(crate) rows: RowIter,
+    pub(crate) machine: Vec<u8>,
+}
+
+/// Streams a snapshot; returns whether every chunk was handed over.
+pub(crate) fn stream(job: SendJob, outbound: &dyn Outbound, stopping: impl Fn() -> bool) -> bool {
+    let Outgoing { to, group, message } = job.snapshot;
+    let Some(meta) = &message.snapshot else { return false };
+    let mut header = Header { group, index: meta.index, term: meta.term, number: 0, part: Part::Rows };
+    let mut offer = |part, payload: &[u8]| {
+        header.part = part;
+        let chunk = encode(header, payload);
+        header.number += 1;
+        for _ in 0..RETRIES_MAX {
+            match outbound.bulk(to, chunk.clone()) {
+                Ok(()) => return true,
+                Err(BulkRefused::NoLink) => return false,
+                Err(BulkRefused::Full) if stopping() => return false,
+                Err(BulkRefused::Full) => std::thread::sleep(RETRY),
+            }
+        }
+        false
+    };
+    let mut rows = Vec::with_capacity(CHUNK_BYTES);
+    for row in job.rows {
+        let Ok((key, value)) = row else { return false };
+        if !rows.is_empty() && rows.len() + key.len() + value.len() > CHUNK_BYTES {
+            if !offer(Part::Rows, &rows) {
+                return false;
+            }
+            rows.clear();
+        }
+        push_row(&mut rows, &key, &value);
+    }
+    let Ok(end) = postcard::to_stdvec(&message) else { return false };
+    (rows.is_empty() || offer(Part::Rows, &rows))
+        && job.machine.chunks(CHUNK_BYTES).all(|piece| offer(Part::Meta, piece))
+        && offer(Part::End, &end)
+}
+
+/// Where arriving rows are kept.
+enum Stage {
+    File(PathBuf, BufWriter<File>),
+    Memory(Vec<u8>),
+}
+
+struct Arriving {
+    header: Header,
+    stage: Stage,
+    bytes: u64,
+    machine: Vec<u8>,
+}
+
+/// A snapshot that has arrived whole.
+pub(crate) struct Arrived {
+    pub(crate) group: GroupId,
+    pub(crate) index: LogIndex,
+    pub(crate) message: RaftMessage,
+    pub(crate) machine: Vec<u8>,
+    pub(crate) rows: StagedRows,
+}
+
+/// The rows of a snapshot that has arrived; a file is removed when this is dropped.
+pub(crate) enum StagedRows {
+    File(PathBuf),
+    Memory(Vec<u8>),
+}
+
+impl Drop for StagedRows {
+    fn drop(&mut self) {
+        if let Self::File(path) = self {
+            // A file left over is truncated by the next snapshot of the group.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Snapshots that are arriving, one for each group and sender.
+pub(crate) struct Staging {
+    dir: Option<PathBuf>,
+    arriving: BTreeMap<(GroupId, MemberId), Arriving>,
+}
+
+impl Staging {
+    /// With a folder, rows are staged there; it is emptied first.
+    pub(crate) fn open(dir: Option<&Path>) -> std::io::Result<Self> {
+        if let Some(dir) = dir {
+            std::fs::create_dir_all(dir)?;
+            for left_over in std::fs::read_dir(dir)? {
+                std::fs::remove_file(left_over?.path())?;
+            }
+        }
+        Ok(Self { dir: dir.map(Path::to_owned), arriving: BTreeMap::new() })
+    }
+
+    fn begin(&self, from: MemberId, header: Header) -> std::io::Result<Arriving> {
+        let stage = match &self.dir {
+            Some(dir) => {
+                let path = dir.join(format!("{}-{from}-{}.rows", header.group, header.index));
+                let file = BufWriter::new(File::create(&path)?);
+                Stage::File(path, file)
+            }
+            None => Stage::Memory(Vec::new()),
+        };
+        Ok(Arriving { header, stage, bytes: 0, machine: Vec::new() })
+    }
+
+    /// Takes a chunk; returns the snapshot with its last one.
+    pub(crate) fn take(&mut self, from: MemberId, chunk: Chunk) -> std::io::Result<Option<Arrived>> {
+        let Chunk { header, payload } = chunk;
+        let key = (header.group, from);
+        let before = self.arriving.remove(&key);
+        let mut arriving = if header.number == 0 {
+            drop(before);
+            self.begin(from, header)?
+        } else {
+            let next = before.filter(|a| {
+                Header { part: header.part, number: header.number - 1, ..header }
+                    == Header { part: header.part, ..a.header }
+            });
+            let Some(arriving) = next else { return Ok(None) };
+            arriving
+        };
+        arriving.header = header;
+        match header.part {
+            Part::Rows => {
+                arriving.bytes += payload.len() as u64;
+                if arriving.bytes > STAGED_BYTES_MAX {
+                    return Ok(None);
+                }
+                match &mut arriving.stage {
+                    Stage::File(_, file) => file.write_all(&payload)?,
+                    Stage::Memory(rows) => rows.extend_from_slice(&payload),
+                }
+            }
+            Part::Meta if arriving.machine.len() + payload.len() > META_BYTES_MAX => return Ok(None),
+            Part::Meta => arriving.machine.extend_from_slice(&payload),
+            Part::End => return arriving.end(&payload),
+        }
+        self.arriving.insert(key, arriving);
+        Ok(None)
+    }
+}
+
+impl Arriving {
+    fn end(self, payload: &[u8]) -> std::io::Result<Option<Arrived>> {
+        let rows = match self.stage {
+            Stage::Memory(rows) => StagedRows::Memory(rows),
+            Stage::File(path, mut file) => {
+                file.flush()?;
+                StagedRows::File(path)
+            }
+        };
+        let Header { group, index, term, .. } = self.header;
+        let message: Option<RaftMessage> =
+            postcard::take_from_bytes(payload).ok().filter(|(_, rest)| rest.is_empty()).map(|(m, _)| m);
+        let message =
+            message.filter(|m| m.snapshot.as_ref().is_some_and(|s| s.index == index && s.term == term));
+        Ok(message.map(|message| Arrived { group, index, message, machine: self.machine, rows }))
+    }
+}
+
+/// Reads one staged row; `None` at the end.
+fn read_row(from: &mut impl Read) -> std::io::Result<Option<Row>> {
+    let mut word = [0; 4];
+    match from.read(&mut word[..1])? {
+        0 => return Ok(None),
+        _ => from.read_exact(&mut word[1..])?,
+    }
+    let key_bytes = u32::from_le_bytes(word) as usize;
+    from.read_exact(&mut word)?;
+    let value_bytes = u32::from_le_bytes(word) as usize;
+    if key_bytes.max(value_bytes) > FRAME_BYTES_MAX {
+        return Err(std::io::Error::from(std::io::ErrorKind::InvalidData));
+    }
+    let (mut key, mut value) = (vec![0; key_bytes], vec![0; value_bytes]);
+    from.read_exact(&mut key)?;
+    from.read_exact(&mut value)?;
+    Ok(Some((key, value)))
+}
+
+/// Replaces a group's rows by a snapshot and makes that durable. Should it be interrupted, the
+/// group has no checkpoint while its log begins behind one, and so takes a snapshot again.
+pub(crate) fn install(
+    rows: &dyn RowStore,
+    install: Install,
+    staged: &StagedRows,
+    machine: Vec<u8>,
+) -> Result<(), RowError> {
+    match staged {
+        StagedRows::Memory(bytes) => install_from(rows, install, &mut bytes.as_slice(), machine),
+        StagedRows::File(path) => {
+            let file = File::open(path).map_err(RowError::Staged)?;
+            install_from(rows, install, &mut BufReader::new(file), machine)
+        }
+    }
+}
+
+fn install_from(
+    rows: &dyn RowStore,
+    install: Install,
+    staged: &mut impl Read,
+    machine: Vec<u8>,
+) -> Result<(), RowError> {
+    let Install { group, index, term } = install;
+    rows.wipe(group)?;
+    let mut ops = Vec::new();
+    let mut bytes = 0;
+    while let Some((key, value)) = read_row(staged).map_err(RowError::Staged)? {
+        bytes += key.len() + value.len();
+        ops.push(RowOp::Put { key, value });
+        if bytes >= INSTALL_BYTES {
+            rows.write(vec![(group, std::mem::take(&mut ops))])?;
+            bytes = 0;
+        }
+    }
+    rows.write(vec![(group, ops)])?;
+    rows.put_meta(&[(group, GroupMeta { applied: index, term, machine })])?;
+    rows.sync()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rows::MemoryRows;
+    use super::*;
+    use perennial_core::replication::{MessageKind, SnapshotMeta};
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    struct Lane {
+        chunks: Mutex<Vec<Bytes>>,
+        full_first: Mutex<u32>,
+    }
+    impl Outbound for Lane {
+        fn raft(&self, _: MemberId, _: Bytes) {}
+        fn bulk(&self, _: MemberId, chunk: Bytes) -> Result<(), BulkRefused> {
+            let mut full = self.full_first.lock().unwrap();
+            if *full > 0 {
+                *full -= 1;
+                return Err(BulkRefused::Full);
+            }
+            self.chunks.lock().unwrap().push(chunk);
+            Ok(())
+        }
+    }
+
+    fn message() -> RaftMessage {
+        RaftMessage {
+            kind: MessageKind::Snapshot,
+            term: Term(3),
+            log_term: Term(0),
+            index: LogIndex(0),
+            commit: LogIndex(0),
+            commit_term: Term(0),
+            reject: false,
+            reject_hint: LogIndex(0),
+            request_snapshot: LogIndex(0),
+            priority: 0,
+            context: Bytes::new(),
+            entries: vec![],
+            snapshot: Some(SnapshotMeta { index: LogIndex(9), term: Term(2), voters: vec![MemberId(1)] }),
+        }
+    }
+
+    fn chunks(store: &MemoryRows) -> Vec<Bytes> {
+        let lane = Lane { full_first: Mutex::new(3), ..Lane::default() };
+        let snapshot = Outgoing { to: MemberId(2), group: GroupId::SYSTEM, message: message() };
+        let job =
+            SendJob { snapshot, rows: store.snapshot(GroupId::SYSTEM), machine: vec![7; CHUNK_BYTES + 1] };
+        assert!(stream(job, &lane, || false));
+        lane.chunks.into_inner().unwrap()
+    }
+
+    fn store(rows: usize, size: usize) -> MemoryRows {
+        let store = MemoryRows::default();
+        let put = |n: usize| RowOp::Put { key: n.to_be_bytes().to_vec(), value: vec![n as u8; size] };
+        store.write(vec![(GroupId::SYSTEM, (0..rows).map(put).collect())]).unwrap();
+        store
+    }
+
+    #[test]
+    fn a_streamed_snapshot_installs_the_same_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        for staging in [None, Some(dir.path())] {
+            let source = store(500, 2000);
+            let mut staging = Staging::open(staging).unwrap();
+            let mut arrived = None;
+            let all = chunks(&source);
+            assert!(all.len() > 5 && all.iter().all(|c| c.len() < CHUNK_BYTES + 4096));
+            for chunk in all {
+                assert!(arrived.is_none());
+                arrived = staging.take(MemberId(1), Chunk::decode(&chunk).unwrap()).unwrap();
+            }
+            let arrived = arrived.unwrap();
+            assert_eq!(arrived.message, message());
+            let target = store(600, 10);
+            let order = Install { group: GroupId::SYSTEM, index: LogIndex(9), term: Term(2) };
+            install(&target, order, &arrived.rows, arrived.machine.clone()).unwrap();
+            let all = |s: &MemoryRows| s.scan(GroupId::SYSTEM, b"", None, 9999).unwrap();
+            assert_eq!(all(&source), all(&target));
+            let meta = target.meta(GroupId::SYSTEM).unwrap().unwrap();
+            assert_eq!(
+                (meta.applied, meta.term, meta.machine.len()),
+                (LogIndex(9), Term(2), CHUNK_BYTES + 1)
+            );
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "staged files are removed");
+    }
+
+    #[test]
+    fn a_missing_or_foreign_chunk_drops_the_snapshot() {
+        let all = chunks(&store(500, 2000));
+        let mut staging = Staging::open(None).unwrap();
+        for (n, chunk) in all.iter().enumerate().filter(|(n, _)| *n != 2) {
+            let from = MemberId(1);
+            assert!(staging.take(from, Chunk::decode(chunk).unwrap()).unwrap().is_none(), "chunk {n}");
+        }
+        let (last, first) = all.split_last().unwrap();
+        for chunk in first {
+            staging.take(MemberId(1), Chunk::decode(chunk).unwrap()).unwrap();
+        }
+        assert!(staging.take(MemberId(3), Chunk::decode(last).unwrap()).unwrap().is_none());
+        assert!(staging.take(MemberId(1), Chunk::decode(last).unwrap()).unwrap().is_some());
+        assert!(Chunk::decode(b"").is_err() && Chunk::decode(b"\x02abc").is_err());
+    }
+}
