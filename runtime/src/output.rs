@@ -34,12 +34,19 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Starts logging to stderr. The filter is that of `RUST_LOG`, such as `info` or `perennial=debug`.
+/// What a bare level leaves out: libraries that tell at `warn` and `info` what is usual here.
+const QUIET: &str = "ractor=error,raft_engine=error,fjall=warn,lsm_tree=warn,hyper=warn";
+
+/// Starts logging to stderr. The filter is that of `RUST_LOG`, such as `perennial=debug`; a bare level such
+/// as `info` quiets the libraries below.
 ///
 /// # Errors
 /// What is wrong with the filter.
 pub(crate) fn start_logs(filter: &str, format: LogFormat) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|why| format!("log filter {filter:?}: {why}"))?;
+    let bare = filter.parse::<tracing::Level>().is_ok();
+    let parsed =
+        if bare { EnvFilter::try_new(format!("{filter},{QUIET}")) } else { EnvFilter::try_new(filter) };
+    let filter = parsed.map_err(|why| format!("log filter {filter:?}: {why}"))?;
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -31,7 +31,7 @@ fn spec(dir: &Path, then: &str) -> ClusterSpec {
 #[tokio::test]
 async fn dropping_a_cluster_kills_and_reaps_every_node() {
     let dir = tempfile::tempdir().unwrap();
-    let cluster = ProcessCluster::start(spec(dir.path(), "trap '' TERM; sleep 600")).await.unwrap();
+    let cluster = ProcessCluster::start(spec(dir.path(), "trap '' TERM; exec sleep 600")).await.unwrap();
     let pids: Vec<_> = cluster.pids().into_iter().flatten().collect();
     assert_eq!(pids.len(), 3);
     assert!(pids.iter().all(|&pid| !gone(pid)));
@@ -84,7 +84,7 @@ async fn an_exit_is_noticed() {
 #[tokio::test]
 async fn nodes_that_do_not_stop_when_told_are_killed_after_the_grace() {
     let dir = tempfile::tempdir().unwrap();
-    let cluster = ProcessCluster::start(spec(dir.path(), "trap '' TERM; sleep 600")).await.unwrap();
+    let cluster = ProcessCluster::start(spec(dir.path(), "trap '' TERM; exec sleep 600")).await.unwrap();
     let pids: Vec<_> = cluster.pids().into_iter().flatten().collect();
     cluster.stop(std::time::Duration::from_millis(10)).await;
     assert!(pids.iter().all(|&pid| gone(pid)));

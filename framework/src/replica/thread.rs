@@ -39,6 +39,8 @@ struct Hosted {
     applied: (LogIndex, Term),
     /// Applied beyond its last checkpoint.
     dirty: bool,
+    /// Applied index of the last checkpoint that is durable.
+    durable: LogIndex,
 }
 
 /// Work for the helper that flushes rows.
@@ -72,7 +74,8 @@ struct Ripe {
 pub struct Replica;
 
 impl Replica {
-    /// Opens what the folder holds and starts the replica's threads.
+    /// Opens what the folder holds and starts the replica's threads; they run until
+    /// [`ReplicaHandle::stop`].
     ///
     /// # Errors
     /// [`ReplicaFault`] when the folder cannot be used or its content is damaged.
@@ -252,7 +255,7 @@ impl Worker {
         }
         seed.applied = applied.0;
         self.driver.open_group(seed)?;
-        self.hosted.insert(group, Hosted { config, machine, applied, dirty: false });
+        self.hosted.insert(group, Hosted { config, machine, applied, dirty: false, durable: applied.0 });
         Ok(())
     }
 
@@ -263,10 +266,12 @@ impl Worker {
                 if sorted(&hosted.config.voters) != sorted(&config.voters) {
                     return Err(ReplicaFault::OtherVoters(config.group));
                 }
-                self.driver.set_preferred(config.group, config.preferred.clone());
-                hosted.config.preferred = config.preferred;
-                let config = hosted.config.clone();
-                self.note(&config)?;
+                if hosted.config.preferred != config.preferred {
+                    self.driver.set_preferred(config.group, config.preferred.clone());
+                    hosted.config.preferred = config.preferred;
+                    let config = hosted.config.clone();
+                    self.note(&config)?;
+                }
                 continue;
             }
             if self.rows.meta(config.group)?.is_some() {
@@ -532,6 +537,7 @@ impl Worker {
             hosted.machine = machine;
             hosted.applied = (order.index, order.term);
             hosted.dirty = false;
+            hosted.durable = order.index;
         }
         ReplicaMetrics::add(&self.metrics.snapshots_installed, 1);
         self.driver.installed(group, &mut self.fx);
@@ -556,7 +562,10 @@ impl Worker {
                     self.applied_bytes = 0;
                     let mut left: BTreeSet<_> = self.dirty().collect();
                     left.extend(&self.forced);
-                    if !left.is_empty() {
+                    if left.is_empty() {
+                        // Followers may have caught up with what is durable since.
+                        self.truncate(&BTreeSet::new())?;
+                    } else {
                         let left = left.into_iter().collect();
                         self.checkpoint = Checkpoint::Writing { left, done: Vec::new() };
                     }
@@ -604,9 +613,20 @@ impl Worker {
     fn synced(&mut self, groups: Vec<Checkpointed>) -> Result<(), ReplicaFault> {
         self.checkpoint = Checkpoint::Idle;
         ReplicaMetrics::add(&self.metrics.checkpoints, 1);
-        let mut truncates = Vec::new();
+        let mut forced = BTreeSet::new();
         for Checkpointed { group, applied, force } in groups {
-            truncates.extend(self.driver.truncate(group, applied, force));
+            if let Some(hosted) = self.hosted.get_mut(&group) {
+                hosted.durable = hosted.durable.max(applied);
+            }
+            forced.extend(force.then_some(group));
+        }
+        self.truncate(&forced)
+    }
+
+    fn truncate(&mut self, forced: &BTreeSet<GroupId>) -> Result<(), ReplicaFault> {
+        let mut truncates = Vec::new();
+        for (group, hosted) in &self.hosted {
+            truncates.extend(self.driver.truncate(*group, hosted.durable, forced.contains(group)));
         }
         if let Some(log) = self.log.as_mut().filter(|_| !truncates.is_empty()) {
             log.truncate(&truncates)?;

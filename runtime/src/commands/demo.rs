@@ -4,12 +4,12 @@
 //! thirds, its return, the end of the load, the reading back. What must not happen is decided by the
 //! workloads' reports. Nothing is left behind, whichever way it ends.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anstyle::AnsiColor;
+use comfy_table::{Cell, Color};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -158,17 +158,25 @@ fn show(outcome: &Outcome) {
             format!("{} ms", kill.caught_up_ms),
         ]);
     }
-    let mut loads = table(&["workload", "#acknowledged", "#unknown", "#lost", "#doubled", "further"]);
+    let mut loads = table(&["workload", "what", "#found", "promised"]);
     for Verified { workload, report } in &outcome.workloads {
-        let checks = report.checks.iter().map(|check| format!("{}: {}", check.label, check.value));
-        loads.add_row([
-            (*workload).to_owned(),
-            report.acknowledged.to_string(),
-            report.unknown.to_string(),
-            report.lost.to_string(),
-            report.doubled.to_string(),
-            checks.collect::<Vec<_>>().join(", "),
-        ]);
+        let fixed = [
+            ("turns acknowledged", report.acknowledged, false),
+            ("outcomes never learned", report.unknown, false),
+            ("acknowledged turns lost", report.lost, true),
+            ("turns doubled", report.doubled, true),
+        ];
+        let checks = report.checks.iter().map(|c| (c.label.as_str(), c.value, c.must_be_zero));
+        for (what, found, must_be_zero) in fixed.into_iter().chain(checks) {
+            let broken = must_be_zero && found > 0;
+            let count = Cell::new(found);
+            loads.add_row([
+                Cell::new(workload),
+                Cell::new(what),
+                if broken { count.fg(Color::Red) } else { count },
+                Cell::new(if must_be_zero { "0" } else { "" }),
+            ]);
+        }
     }
     let calls = &outcome.calls;
     output::data(&format!(
@@ -197,5 +205,5 @@ fn show(outcome: &Outcome) {
     } else {
         ("BROKEN: not everything is as promised", AnsiColor::Red)
     };
-    output::data(&if std::io::stdout().is_terminal() { paint(text, color) } else { text.to_owned() });
+    output::data(&paint(text, color));
 }

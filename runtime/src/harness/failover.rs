@@ -100,7 +100,7 @@ pub(crate) async fn kill_and_return(
     tell(&format!("{node} was missed for {} ms; restarting it", gaps_ms.last().copied().unwrap_or(0)));
     let restarted = Instant::now();
     cluster.restart(at).await?;
-    cluster.wait_ready(RETURN_MAX).await?;
+    cluster.wait_node_ready(at, RETURN_MAX).await?;
     catch_up(client, &node, RETURN_MAX).await?;
     let caught_up_ms = restarted.elapsed().as_millis() as u64;
     tell(&format!("{node} is back and has caught up after {caught_up_ms} ms"));

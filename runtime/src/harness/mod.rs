@@ -27,6 +27,8 @@ pub use self::process::Ports;
 use crate::certs::{self, CertsError, Throwaway};
 use crate::settings::{PARTITIONS_DEFAULT, REPLICATION_DEFAULT};
 
+/// Grace of the nodes unless told otherwise: they are mostly stopped together, with nobody to take over.
+const GRACE_DEFAULT: Duration = Duration::from_secs(1);
 /// Name of the client certificate.
 const CLIENT_NAME: &str = "local";
 /// How often readiness is asked for.
@@ -117,6 +119,8 @@ pub struct ClusterSpec {
     pub replication: u8,
     /// Ports of each node; empty: free ones are taken.
     pub ports: Vec<Ports>,
+    /// How long a node that is told to stop may give its leaderships away.
+    pub grace: Duration,
     /// Further arguments of `serve`.
     pub serve_args: Vec<String>,
 }
@@ -134,6 +138,7 @@ impl ClusterSpec {
             partitions: PARTITIONS_DEFAULT,
             replication: REPLICATION_DEFAULT,
             ports: Vec::new(),
+            grace: GRACE_DEFAULT,
             serve_args: Vec::new(),
         }
     }
@@ -255,11 +260,15 @@ impl ProcessCluster {
     /// # Errors
     /// [`HarnessError::Died`] when a node ended by itself.
     pub async fn waiting_for(&mut self) -> Result<Vec<String>, HarnessError> {
+        self.who_waits(|_| true).await
+    }
+
+    async fn who_waits(&mut self, which: impl Fn(usize) -> bool) -> Result<Vec<String>, HarnessError> {
         for node in &mut self.nodes {
             node.check_alive()?;
         }
-        let asked = self.nodes.iter().filter(|node| node.pid().is_some());
-        let answers = join_all(asked.map(|node| self.waits_for(node))).await;
+        let asked = self.nodes.iter().enumerate().filter(|(at, node)| which(*at) && node.pid().is_some());
+        let answers = join_all(asked.map(|(_, node)| self.waits_for(node))).await;
         Ok(answers.into_iter().flatten().collect())
     }
 
@@ -273,10 +282,10 @@ impl ProcessCluster {
         let url = format!("http://127.0.0.1:{}/readyz", node.ports.http);
         let why = match self.http.get(url).send().await {
             Ok(answer) if answer.status().is_success() => return None,
-            Ok(answer) => answer.text().await.unwrap_or_default(),
+            Ok(answer) => reason(&answer.text().await.unwrap_or_default()),
             Err(_) => "starting".into(),
         };
-        Some(format!("{}: {}", node.id, why.trim()))
+        Some(format!("{}: {why}", node.id))
     }
 
     /// Waits until every running node is ready.
@@ -284,9 +293,21 @@ impl ProcessCluster {
     /// # Errors
     /// [`HarnessError::Died`], [`HarnessError::NotReady`].
     pub async fn wait_ready(&mut self, patience: Duration) -> Result<(), HarnessError> {
+        self.wait(patience, |_| true).await
+    }
+
+    /// Waits until one node is ready.
+    ///
+    /// # Errors
+    /// [`HarnessError::Died`], [`HarnessError::NotReady`].
+    pub async fn wait_node_ready(&mut self, node: usize, patience: Duration) -> Result<(), HarnessError> {
+        self.wait(patience, |at| at == node).await
+    }
+
+    async fn wait(&mut self, patience: Duration, which: impl Fn(usize) -> bool) -> Result<(), HarnessError> {
         let until = Instant::now() + patience;
         loop {
-            let waiting = self.waiting_for().await?;
+            let waiting = self.who_waits(&which).await?;
             if waiting.is_empty() {
                 return Ok(());
             }
@@ -341,7 +362,26 @@ impl ProcessCluster {
     }
 }
 
+/// What a gateway that is not ready says: the message of its JSON answer, without what all of them say.
+fn reason(answer: &str) -> String {
+    let json: serde_json::Value = serde_json::from_str(answer).unwrap_or_default();
+    let message = json["message"].as_str().unwrap_or(answer).trim();
+    message.strip_prefix("this node is not ready: ").unwrap_or(message).to_owned()
+}
+
 /// `n1`, `n2`, ..
 pub(crate) fn node_ids(nodes: usize) -> Result<Vec<NodeId>, NameError> {
     (1..=nodes).map(|number| NodeId::new(&format!("n{number}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_of_a_node_is_taken_from_its_answer() {
+        let answer = r#"{"code":"not_ready","message":"this node is not ready: waiting for n1"}"#;
+        assert_eq!(reason(answer), "waiting for n1");
+        assert_eq!(reason("no JSON\n"), "no JSON");
+    }
 }

@@ -66,6 +66,7 @@ impl NodeProcess {
             ("--tls-key", tls.key.display().to_string()),
             ("--partitions", spec.partitions.to_string()),
             ("--replication", spec.replication.to_string()),
+            ("--grace", format!("{}ms", spec.grace.as_millis())),
             ("--log", spec.log.clone()),
         ] {
             args.extend([flag.to_owned(), value]);

@@ -292,18 +292,21 @@ fn show(report: &Report) {
         return;
     }
     let before = report.resident.as_ref().map(|resident| &resident.rss_before_bytes);
-    let mut nodes = table(&["node", "#process", "#CPU of a core", "#memory", "#before", "#flushes/s"]);
+    let mut header = vec!["node", "#process", "#CPU of a core", "#flushes/s", "#memory"];
+    header.extend(before.map(|_| "#before"));
+    let mut nodes = table(&header);
     for (at, node) in report.nodes.iter().enumerate() {
         let dash = || "-".to_owned();
         let memory = |bytes: Option<u64>| bytes.map_or_else(dash, mebibytes);
-        nodes.add_row([
+        let mut row = vec![
             node.node.to_string(),
             node.pid.map_or_else(dash, |pid| pid.to_string()),
             node.cpu_percent.map_or_else(dash, |cpu| format!("{cpu:.1} %")),
-            memory(node.rss_bytes),
-            memory(before.and_then(|before| before.get(at).copied().flatten())),
             node.flushes_per_s.map_or_else(dash, |flushes| format!("{flushes:.0}")),
-        ]);
+            memory(node.rss_bytes),
+        ];
+        row.extend(before.map(|before| memory(before.get(at).copied().flatten())));
+        nodes.add_row(row);
     }
     output::data(&nodes.trim_fmt());
 }
