@@ -375,11 +375,11 @@ fn panicked<A: Actor>(method: &Method, panic: &(dyn Any + Send)) -> Answer {
 /// The answer of a dispatch that was given a number without a handler of that nature (used by generated
 /// code).
 #[doc(hidden)]
-pub fn no_such_handler<A: Actor>(method: usize) -> Run<'static> {
+pub fn no_such_handler(kind: &str, methods: &[Method], number: usize) -> Run<'static> {
     Run::Done(Answer::Fault(Fault::UnknownMethod {
-        kind: A::KIND.to_owned(),
-        method: format!("#{method}"),
-        known: A::METHODS.iter().map(Method::signature).collect(),
+        kind: kind.to_owned(),
+        method: format!("#{number}"),
+        known: methods.iter().map(Method::signature).collect(),
     }))
 }
 
