@@ -1,7 +1,7 @@
 //! Actors as the runtime sees them: the trait that `#[actor]` implements and its type-erased form.
 //!
 //! Users never write these impls. A handler gets its arguments decoded by name or position, gives its
-//! answer encoded in the caller's format, and leaves its effects in the [`Ctx`](crate::Ctx).
+//! answer encoded in the caller's format, and leaves its effects in the [`Ctx`].
 
 use std::any::Any;
 use std::future::Future;
@@ -192,7 +192,7 @@ pub trait Actor: Data + Default {
     type Event: Data;
     /// Typed reference with one method for each handler.
     type Ref: Send + Sync + Clone + 'static;
-    /// The handlers; their positions are the numbers given to [`Actor::run`].
+    /// The handlers; their positions are the numbers given to [`Actor::read`] and [`Actor::write`].
     const METHODS: &'static [Method];
 
     /// Wraps a handle in the typed reference.
@@ -386,11 +386,11 @@ fn panicked<A: Actor>(method: &Method, panic: &(dyn Any + Send)) -> Answer {
 /// The answer of a dispatch that was given a number without a handler of that nature (used by generated
 /// code).
 #[doc(hidden)]
-pub fn no_such_handler<A: Actor>(method: usize) -> Run<'static> {
+pub fn no_such_handler(kind: &str, methods: &[Method], number: usize) -> Run<'static> {
     Run::Done(Answer::Fault(Fault::UnknownMethod {
-        kind: A::KIND.to_owned(),
-        method: format!("#{method}"),
-        known: A::METHODS.iter().map(Method::signature).collect(),
+        kind: kind.to_owned(),
+        method: format!("#{number}"),
+        known: methods.iter().map(Method::signature).collect(),
     }))
 }
 

@@ -20,7 +20,8 @@ use crate::schema::{Field, Schema, SchemaError, Shape, Type, Types};
 /// It carries its schema, so that older states can be read by field name and any state can be shown.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be stored or sent",
-    note = "put `#[data]` on your own types; a handler's errors and faults are written out as `Result<T, E>` or `Reply<T, E>`"
+    note = "put `#[data]` on your own types",
+    note = "a handler that can fail writes `Result<T, E>` or `Reply<T, E>` out in full"
 )]
 pub trait Data: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Describes the type; named types are entered into `types` once.

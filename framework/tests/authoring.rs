@@ -463,7 +463,7 @@ fn sends_and_events_are_left_for_the_commit() {
 #[test]
 fn a_number_without_a_handler_of_its_nature_is_refused() {
     use perennial::actor::Run;
-    let run = perennial::__private::no_such_handler::<Room>(9);
+    let run = perennial::__private::no_such_handler(Room::KIND, Room::METHODS, 9);
     let Run::Done(Answer::Fault(fault)) = run else { panic!() };
     assert_eq!(
         fault.to_string(),

@@ -190,6 +190,29 @@ proptest! {
 }
 
 #[test]
+fn names_are_changed_as_serde_changes_them() {
+    macro_rules! cased {
+        ($($rule:literal)*) => {$({
+            #[data]
+            #[serde(rename_all = $rule, rename_all_fields = $rule)]
+            enum Cased {
+                FirstOne { second_field_x: u8 },
+                HTTPThing,
+            }
+            for value in [Cased::FirstOne { second_field_x: 1 }, Cased::HTTPThing] {
+                let (schema, bytes) = written(&value);
+                assert_eq!(schema.to_json(&bytes).unwrap(), serde_json::to_value(&value).unwrap());
+                assert_eq!(schema.read::<Cased>(&bytes).unwrap(), value);
+            }
+        })*};
+    }
+    cased! {
+        "lowercase" "UPPERCASE" "PascalCase" "camelCase" "snake_case" "SCREAMING_SNAKE_CASE" "kebab-case"
+        "SCREAMING-KEBAB-CASE"
+    }
+}
+
+#[test]
 fn maps_with_structured_keys_and_wide_integers_are_shown() {
     let (schema, bytes) = written(&BTreeMap::from([((1u8, 'x'), 2u8)]));
     assert_eq!(schema.to_json(&bytes).unwrap(), json!([[[1, "x"], 2]]));

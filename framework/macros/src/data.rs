@@ -4,7 +4,7 @@ use proc_macro2::TokenStream;
 use quote::quote;
 use syn::parse::Parser;
 use syn::punctuated::Punctuated;
-use syn::{Attribute, Data, DeriveInput, Fields, Path, Token, Type};
+use syn::{Attribute, Data, DeriveInput, Fields, Ident, Path, Token, Type};
 
 use crate::Errors;
 use crate::serde_attrs::{Place, RenameRule, SerdeAttrs, plain};
@@ -29,7 +29,7 @@ pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
     let container = SerdeAttrs::read(&item.attrs, Place::Container, &mut errors);
     let shape = shape_of(&item.data, &container, &mut errors);
     if errors.0.is_some() {
-        // Without them serde has nothing to add to our errors.
+        // Without what was refused, serde has nothing to add to our errors.
         strip_serde(&mut item);
     }
     let derives = derives(&item.attrs, &container);
@@ -104,7 +104,10 @@ fn derives(attrs: &[Attribute], container: &SerdeAttrs) -> TokenStream {
 }
 
 fn strip_serde(item: &mut DeriveInput) {
-    let strip = |attrs: &mut Vec<Attribute>| attrs.retain(|attr| !attr.path().is_ident("serde"));
+    let is_skip = |attr: &Attribute| attr.parse_args::<Ident>().is_ok_and(|entry| entry == "skip");
+    let strip = |attrs: &mut Vec<Attribute>| {
+        attrs.retain(|attr| !attr.path().is_ident("serde") || is_skip(attr));
+    };
     strip(&mut item.attrs);
     match &mut item.data {
         Data::Struct(data) => data.fields.iter_mut().for_each(|field| strip(&mut field.attrs)),

@@ -1,5 +1,7 @@
 //! Arguments travel between nodes.
 
+#![allow(unused)]
+
 use perennial::prelude::*;
 
 #[data]

@@ -1,5 +1,7 @@
 //! Where `#[actor]` stands and what it takes.
 
+#![allow(unused)]
+
 use perennial::prelude::*;
 
 #[actor]

@@ -1,5 +1,7 @@
 //! Reads have no effects.
 
+#![allow(unused)]
+
 use perennial::prelude::*;
 
 #[data]

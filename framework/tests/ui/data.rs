@@ -1,5 +1,7 @@
 //! What `#[data]` stands on.
 
+#![allow(unused)]
+
 use perennial::prelude::*;
 
 #[data]

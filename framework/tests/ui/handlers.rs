@@ -1,5 +1,7 @@
 //! What a `pub fn` of an actor must be.
 
+#![allow(unused)]
+
 use perennial::prelude::*;
 
 #[data]

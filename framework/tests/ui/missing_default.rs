@@ -1,5 +1,7 @@
 //! The state of an actor that nobody has called yet.
 
+#![allow(unused)]
+
 use perennial::prelude::*;
 
 #[data]

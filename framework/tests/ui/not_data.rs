@@ -1,14 +1,10 @@
 //! What is stored or sent has `#[data]`.
 
+#![allow(unused)]
+
 use perennial::prelude::*;
 
 pub struct Line;
-
-#[data]
-#[derive(Default)]
-pub struct Cart {
-    at: std::time::Instant,
-}
 
 #[data]
 #[derive(Default)]

@@ -1,5 +1,7 @@
 //! An async handler moves between threads.
 
+#![allow(unused)]
+
 use std::rc::Rc;
 
 use perennial::prelude::*;

@@ -1,5 +1,7 @@
 //! The borrow checker keeps effects out of reads.
 
+#![allow(unused)]
+
 use perennial::prelude::*;
 
 #[data]

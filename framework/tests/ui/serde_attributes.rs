@@ -1,5 +1,7 @@
 //! Serde attributes that the compact encoding cannot carry.
 
+#![allow(unused)]
+
 use perennial::prelude::*;
 
 #[data]

@@ -1,5 +1,7 @@
 //! An actor's state is stored.
 
+#![allow(unused)]
+
 use perennial::prelude::*;
 
 #[derive(Default)]
