@@ -28,8 +28,8 @@ pub(super) struct Owed {
     pub(super) reminder: Option<(Millis, ActorId, String)>,
     /// Whether messages were put in the outbox.
     pub(super) sends: bool,
-    /// Whether reminders were set or cancelled.
-    pub(super) reminders: bool,
+    /// When the earliest reminder that was set is due.
+    pub(super) due: Option<Millis>,
     /// Whose events to hand to followers.
     pub(super) published: Option<ActorId>,
 }
@@ -44,7 +44,7 @@ impl Owed {
             message: None,
             reminder: None,
             sends: false,
-            reminders: false,
+            due: None,
             published: None,
         }
     }

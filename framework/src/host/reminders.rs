@@ -16,27 +16,29 @@ use super::turns::{Host, Work};
 
 /// Reminders fired at a time.
 const FIRE_MAX: usize = 256;
+/// Pause between two such rounds, in milliseconds.
+const FIRE_PAUSE_MS: u64 = 20;
 
 impl Host {
     /// Fires what is due and plans the next look.
     pub(super) fn fire_reminders(&mut self) {
         let now = self.now();
         let (from, to) = rows::reminders();
-        let found = match self.shared.rows.scan(self.group, &from, Some(&to), FIRE_MAX + self.firing.len()) {
+        let due = rows::reminders_after(now);
+        let rows = &self.shared.rows;
+        let found = rows
+            .scan(self.group, &from, Some(&due), FIRE_MAX + self.firing.len())
+            .and_then(|found| Ok((found, rows.scan(self.group, &due, Some(&to), 1)?)));
+        let (found, next) = match found {
             Ok(found) => found,
             Err(error) => {
                 tracing::error!(partition = %self.partition, %error, "cannot read the reminders");
                 return;
             }
         };
-        let mut next = None;
+        let more = found.len() == FIRE_MAX + self.firing.len();
         for (key, value) in found {
-            let Some((due, actor, name)) = rows::read_reminder_due(&key) else { continue };
-            if due > now {
-                next = Some(due);
-                break;
-            }
-            let firing = (due, actor, name);
+            let Some(firing) = rows::read_reminder_due(&key) else { continue };
             if self.firing.contains(&firing) {
                 continue;
             }
@@ -52,12 +54,14 @@ impl Host {
             self.firing.insert((due, actor.clone(), name.clone()));
             self.begin_work(actor, Work::Reminder { name, due, message });
         }
-        if let Some(due) = next {
+        if more {
+            self.plan_reminders(now.plus(FIRE_PAUSE_MS));
+        } else if let Some((due, _, _)) = next.first().and_then(|(key, _)| rows::read_reminder_due(key)) {
             self.plan_reminders(due);
         }
     }
 
-    fn plan_reminders(&mut self, due: Millis) {
+    pub(super) fn plan_reminders(&mut self, due: Millis) {
         if self.reminders_planned.is_some_and(|planned| planned <= due) {
             return;
         }

@@ -13,7 +13,9 @@ use bytes::Bytes;
 use foldhash::fast::FixedState;
 use futures_util::FutureExt;
 use perennial_core::id::{ActorId, GroupId, LogIndex, PartitionId, RecordSeq, RequestId, SessionId, Term};
-use perennial_core::partition::record::{Cause, Keep, Message, RECORD_BYTES_MAX, Record, Turn};
+use perennial_core::partition::record::{
+    Cause, Keep, Message, RECORD_BYTES_MAX, Record, ReminderChange, Turn,
+};
 use perennial_core::partition::{Known, OutboxItem, Partition, rows};
 use perennial_core::time::Millis;
 use ractor::ActorRef;
@@ -542,7 +544,7 @@ impl Host {
             + answer_size(&answer);
         let cause = self.cause_of(&actor, work, answer, &mut owed);
         owed.sends = !effects.sends.is_empty();
-        owed.reminders = !effects.reminders.is_empty();
+        owed.due = effects.reminders.iter().filter_map(due_of).min();
         let published = effects.events.len() as u32;
         owed.published = (published > 0).then(|| actor.clone());
         HostCounters::add(&self.shared.counters.events, u64::from(published));
@@ -645,7 +647,7 @@ impl Host {
         self.applied = self.applied.max(next_seq);
         self.applied_index = self.applied_index.max(index);
         self.pack.arrived(self.applied);
-        let (mut sends, mut reminders, mut published) = (false, false, Vec::new());
+        let (mut sends, mut due, mut published) = (false, None::<Millis>, Vec::new());
         while let Some(mut owed) = self.owed.pop_front_if(|owed| owed.seq < self.applied) {
             owed.answer();
             if let Some(request) = owed.keyed {
@@ -658,15 +660,15 @@ impl Host {
                 self.firing.remove(&fired);
             }
             sends |= owed.sends;
-            reminders |= owed.reminders;
+            due = due.into_iter().chain(owed.due).min();
             published.extend(owed.published);
         }
         self.release_reads();
         if sends {
             self.pump_lines();
         }
-        if reminders {
-            self.fire_reminders();
+        if let Some(due) = due {
+            self.plan_reminders(due);
         }
         if !published.is_empty() {
             self.hand_events_of(&published);
@@ -713,6 +715,13 @@ impl Finished {
     }
 }
 
+fn due_of(change: &ReminderChange) -> Option<Millis> {
+    match change {
+        ReminderChange::Set { due, .. } => Some(*due),
+        ReminderChange::Cancel { .. } => None,
+    }
+}
+
 fn postcard_args(message: &Message) -> Args {
     Args { format: Format::Postcard, bytes: message.args.clone() }
 }
@@ -740,10 +749,10 @@ fn effects_size(effects: &Effects) -> usize {
             .reminders
             .iter()
             .map(|change| match change {
-                perennial_core::partition::record::ReminderChange::Set { name, message: m, .. } => {
+                ReminderChange::Set { name, message: m, .. } => {
                     name.len() + message(m) + 24
                 }
-                perennial_core::partition::record::ReminderChange::Cancel { name, .. } => name.len() + 16,
+                ReminderChange::Cancel { name, .. } => name.len() + 16,
             })
             .sum::<usize>()
 }

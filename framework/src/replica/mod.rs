@@ -16,6 +16,7 @@
 //! Recovery is the checkpoint plus the log behind it. Rows are after-images, so those that got to
 //! disk ahead of their checkpoint do no harm. A failed flush ends the thread: it is never retried.
 
+mod buffer;
 mod config;
 mod handle;
 mod inbox;
@@ -25,6 +26,7 @@ mod rows;
 mod snapshot;
 mod thread;
 
+pub use buffer::BufferedRows;
 pub use config::{GroupConfig, ReplicaConfig};
 pub use handle::{
     BulkRefused, GroupEvent, GroupSink, Outbound, Refusal, ReplicaFault, ReplicaHandle, Unproposed,

@@ -16,6 +16,7 @@ use perennial_core::replication::{
     Committed, Driver, Effects, EpochEvent, FrameWriter, GroupSeed, Install, Outgoing, Persist, StateMachine,
 };
 
+use super::buffer::BufferedRows;
 use super::config::{GroupConfig, ReplicaConfig};
 use super::handle::{GroupEvent, GroupSink, Outbound, ReplicaFault, ReplicaHandle, Shared};
 use super::inbox::{Checkpointed, Inbox, Input};
@@ -150,7 +151,7 @@ fn open_stores(config: &ReplicaConfig) -> Result<(Option<DiskLog>, Arc<dyn RowSt
     std::fs::create_dir_all(dir).map_err(ReplicaFault::Folder)?;
     let log = DiskLog::open(&dir.join("log"), config.log_file_bytes, config.log_purge_bytes)?;
     let rows = FjallRows::open(&dir.join("rows"), config.rows_cache_bytes, config.rows_memtable_bytes)?;
-    Ok((Some(log), Arc::new(rows)))
+    Ok((Some(log), Arc::new(BufferedRows::new(rows))))
 }
 
 fn spawn_row_helper(

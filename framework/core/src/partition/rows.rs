@@ -112,6 +112,14 @@ pub fn reminders() -> (Vec<u8>, Vec<u8>) {
     (vec![REMINDER_DUE], vec![REMINDER_DUE + 1])
 }
 
+/// Where the reminders begin that are due after `now`.
+#[must_use]
+pub fn reminders_after(now: Millis) -> Vec<u8> {
+    let mut key = vec![REMINDER_DUE];
+    key.extend_from_slice(&now.0.saturating_add(1).to_be_bytes());
+    key
+}
+
 /// Reads a key of [`reminder_due`].
 #[must_use]
 pub fn read_reminder_due(key: &[u8]) -> Option<(Millis, ActorId, String)> {
