@@ -196,7 +196,8 @@ impl Links {
 
     /// The table, from the first seed that has one.
     async fn any_routes(&self) -> Result<RoutesAnswer, String> {
-        let mut why = "no address was given".to_owned();
+        // What a node told says more than that another one is not there.
+        let (mut why, mut told) = ("no address was given".to_owned(), None);
         for address in &self.seeds {
             let asked = async {
                 let link = self.connect(address, None).await?;
@@ -206,12 +207,12 @@ impl Links {
             };
             match asked.await {
                 Ok(Response::Routes(routes)) => return Ok(*routes),
-                Ok(Response::Refused(fault)) => why = fault.to_string(),
+                Ok(Response::Refused(fault)) => told = Some(fault.to_string()),
                 Ok(_) => why = "the answer is not a table".to_owned(),
                 Err(error) => why = error,
             }
         }
-        Err(why)
+        Err(told.unwrap_or(why))
     }
 
     /// The link to a node, made if need be.

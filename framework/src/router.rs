@@ -5,6 +5,7 @@
 //! Never runs a turn. A node's router hands calls to its own hosts; a client's has none and goes to the
 //! leaders over the network.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use crate::actor::{Answer, BoxFuture};
 use crate::call::{Answered, Caller, EventItem, EventStream, EventsFrom, Outbound};
 use crate::error::Fault;
 use crate::host::{Delivery, Ended, HostCall, HostMessage, Hosts};
-use crate::link::{ItemStream, LinkError};
+use crate::link::{FRAME_BYTES_MAX, ItemStream, LinkError};
 use crate::protocol::{CallRequest, Question, Response, Stream, decode, encode};
 use crate::session::Session;
 
@@ -29,8 +30,9 @@ const RETRY_MIN: Duration = Duration::from_millis(2);
 const RETRY_MAX: Duration = Duration::from_millis(100);
 /// Events on their way to one follower.
 pub const FOLLOWER_EVENTS_MAX: usize = 1024;
-/// How long a majority of a partition's replicas must be out of reach before calls are refused at once.
-const MINORITY_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a member must be out of reach before it counts as lost. Calls to a partition that has lost
+/// the majority of its replicas are refused at once.
+const MINORITY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Questions to nodes, as the router needs them.
 pub(crate) trait Network: Send + Sync + 'static {
@@ -51,19 +53,41 @@ pub(crate) struct Router {
     hosts: Arc<Hosts>,
     network: OnceLock<Arc<dyn Network>>,
     session: Arc<Session>,
-    /// Since when each partition has been without a reachable majority; only kept by nodes.
-    minority: RwLock<std::collections::BTreeMap<PartitionId, Instant>>,
+    /// Since when members that were linked once are out of reach.
+    down: RwLock<BTreeMap<NodeId, Instant>>,
+    started: Instant,
 }
 
 /// How one attempt of a call went.
 enum Attempt {
     Ended(Answered),
-    /// It did not run; try again at once if something was learned, else after a pause.
+    /// It did not run, and another member leads; try again at once if that is news, else after a pause.
     Elsewhere { learned: bool },
+    /// It did not run: the member cannot be asked.
+    Unreached,
+    /// It did not run: this member does not lead and knows nobody who does, perhaps because it is cut off.
+    Declined { by: MemberId, cut_off: Option<Fault> },
     /// It may have run.
     Lost,
-    /// Nobody to ask.
-    Nobody(PartitionId),
+    /// Nobody (else) to ask.
+    Nobody,
+}
+
+/// What a call has heard since it last learned something.
+#[derive(Default)]
+struct Heard {
+    /// Who has declined it.
+    declined: Vec<MemberId>,
+    /// Why, if each of them is cut off.
+    cut_off: Option<Fault>,
+}
+
+impl Heard {
+    fn declined(&mut self, by: MemberId, cut_off: Option<Fault>) {
+        let all = self.declined.is_empty() || self.cut_off.is_some();
+        self.cut_off = cut_off.filter(|_| all);
+        self.declined.push(by);
+    }
 }
 
 impl Router {
@@ -75,7 +99,8 @@ impl Router {
             hosts,
             network: OnceLock::new(),
             session: Session::new(),
-            minority: RwLock::default(),
+            down: RwLock::default(),
+            started: tokio::time::Instant::now().into_std(),
         })
     }
 
@@ -132,6 +157,14 @@ impl Router {
 
     /// A node's links broke or came back.
     pub(crate) fn node_up(&self, node: &NodeId, up: bool) {
+        {
+            let mut down = self.down.write().unwrap_or_else(PoisonError::into_inner);
+            if up {
+                down.remove(node);
+            } else {
+                down.entry(node.clone()).or_insert_with(|| tokio::time::Instant::now().into_std());
+            }
+        }
         self.change(|routes| {
             let Some(member) = routes.state().members.by_node(node).map(|m| m.id) else { return };
             if up { routes.restore(member) } else { routes.avoid(member) }
@@ -179,7 +212,12 @@ impl Router {
         host.call(call, answer);
     }
 
-    async fn attempt(&self, call: &Outbound, request: perennial_core::id::RequestId) -> Attempt {
+    async fn attempt(
+        &self,
+        call: &Outbound,
+        request: perennial_core::id::RequestId,
+        declined: &[MemberId],
+    ) -> Attempt {
         let left = call.deadline.saturating_duration_since(tokio::time::Instant::now().into_std());
         let wire = || CallRequest {
             target: call.target.clone(),
@@ -194,28 +232,44 @@ impl Router {
             timeout_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1),
         };
         match self.decide(&call.target) {
-            None => Attempt::Nobody(PartitionId(0)),
+            None => Attempt::Nobody,
             Some(Decision::Local(_)) => {
                 let (sender, receiver) = oneshot::channel();
                 self.call_here(wire(), Box::new(move |ended| drop(sender.send(ended))));
                 match tokio::time::timeout(left, receiver).await {
                     Ok(Ok(Ended::Answered(answered))) => Attempt::Ended(answered),
-                    Ok(Ok(Ended::NotLeader)) => Attempt::Elsewhere { learned: false },
+                    Ok(Ok(Ended::NotLeader)) => Attempt::Unreached,
                     Ok(Err(_)) | Err(_) => Attempt::Lost,
                 }
             }
             Some(Decision::Forward(member) | Decision::Redirect(member)) => {
+                // Without a leader to go to, a client asks the replicas in turn.
+                let member = match declined.contains(&member) {
+                    false => Some(member),
+                    true => self.other_replica(&call.target, declined),
+                };
+                let Some(member) = member else { return Attempt::Nobody };
                 let response = self.ask_member(member, &Question::Call(wire()), left).await;
                 match response {
                     Ok(Response::Ended(answered)) => Attempt::Ended(answered),
                     Ok(Response::NotLeader(hint)) => self.redirected(&call.target, member, hint),
+                    Ok(Response::Refused(fault @ Fault::Unavailable { .. })) => {
+                        self.redirected(&call.target, member, None);
+                        Attempt::Declined { by: member, cut_off: Some(fault) }
+                    }
                     Ok(Response::Refused(fault)) => Attempt::Ended(Answered::fault(fault)),
                     Ok(_) => Attempt::Lost,
+                    Err(LinkError::TooLarge(bytes)) => Attempt::Ended(Answered::fault(Fault::TooLarge {
+                        what: "the request".into(),
+                        at: call.target.to_string(),
+                        bytes: bytes as u64,
+                        limit: FRAME_BYTES_MAX as u64,
+                    })),
                     Err(error) if error.may_have_been_received() => Attempt::Lost,
-                    Err(_) => Attempt::Elsewhere { learned: false },
+                    Err(_) => Attempt::Unreached,
                 }
             }
-            Some(Decision::NoLeader { partition }) => Attempt::Nobody(partition),
+            Some(Decision::NoLeader { .. }) => Attempt::Nobody,
         }
     }
 
@@ -235,7 +289,16 @@ impl Router {
                 routes.forget(partition, term);
             }
         });
-        Attempt::Elsewhere { learned }
+        match hint {
+            None => Attempt::Declined { by: asked, cut_off: None },
+            Some(_) => Attempt::Elsewhere { learned },
+        }
+    }
+
+    /// A replica that has not declined yet; only clients go from one to the next, as nodes hear of
+    /// leaders from the log.
+    fn other_replica(&self, actor: &ActorId, declined: &[MemberId]) -> Option<MemberId> {
+        self.routes().as_ref()?.other_replica(actor, declined)
     }
 
     async fn ask_member(&self, member: MemberId, question: &Question, within: Duration) -> Result<Response, LinkError> {
@@ -258,32 +321,34 @@ impl Router {
         })
     }
 
-    /// Whether calls to a partition are to be refused at once: this node has been cut off from a
-    /// majority of its replicas for a while.
-    fn minority(&self, partition: PartitionId) -> Option<Fault> {
+    /// Why calls to an actor are to be refused at once, if this node has been cut off from the majority
+    /// of its replicas for a while. A client never is: it asks the nodes.
+    pub(crate) fn cut_off(&self, actor: &ActorId) -> Option<Fault> {
         let me = self.me()?;
         let network = self.network.get()?;
-        let (reachable, all) = {
-            let routes = self.routes();
-            let state = routes.as_ref()?.state();
-            let replicas = state.table.replicas_of(partition);
-            let up = |m: &&MemberId| {
-                **m == me || state.members.get(**m).is_some_and(|member| network.is_up(&member.node))
-            };
-            (replicas.iter().filter(up).count(), replicas.len())
-        };
-        let mut minority = self.minority.write().unwrap_or_else(PoisonError::into_inner);
-        if reachable * 2 > all {
-            minority.remove(&partition);
-            return None;
-        }
         let now = tokio::time::Instant::now().into_std();
-        let since = *minority.entry(partition).or_insert(now);
-        (now.duration_since(since) >= MINORITY_PATIENCE).then(|| Fault::Unavailable {
-            what: format!("partition {partition}"),
+        let routes = self.routes();
+        let routes = routes.as_ref()?;
+        let (state, partition) = (routes.state(), routes.partition_of(actor));
+        let mut lost: Vec<_> = {
+            let down = self.down.read().unwrap_or_else(PoisonError::into_inner);
+            let is_lost = |node: &NodeId| {
+                let since = down.get(node).copied().unwrap_or(self.started);
+                !network.is_up(node) && now.duration_since(since) >= MINORITY_PATIENCE
+            };
+            let others = state.table.replicas_of(partition).iter().filter(|&&member| member != me);
+            let nodes = others.filter_map(|member| state.members.get(*member)).map(|member| &member.node);
+            nodes.filter(|node| is_lost(node)).map(ToString::to_string).collect()
+        };
+        lost.sort();
+        let all = state.table.replicas_of(partition).len();
+        ((all - lost.len()) * 2 <= all).then(|| Fault::Unavailable {
+            what: actor.to_string(),
             why: format!(
-                "only {reachable} of its {all} replicas can be reached from here, a majority is needed; \
-                 start the other nodes or mend the network, then try again"
+                "only {} of the {all} replicas of its partition {partition} can be reached, a majority is needed; \
+                 start {} or mend the network, then try again; nothing was applied",
+                all - lost.len(),
+                lost.join(" and "),
             ),
         })
     }
@@ -295,25 +360,41 @@ impl Router {
         };
         let mut call = call;
         call.deadline = call.deadline.min(tokio::time::Instant::now().into_std() + CALL_TIMEOUT_MAX);
-        let (mut retries, mut pause, mut lost) = (0, RETRY_MIN, false);
+        let (mut retries, mut pause, mut lost, mut heard) = (0, RETRY_MIN, false, Heard::default());
         loop {
             let changed = self.changed.notified();
-            match self.attempt(&call, request).await {
+            match self.attempt(&call, request, &heard.declined).await {
                 Attempt::Ended(mut answered) => match &answered.answer {
                     Answer::Fault(Fault::OutcomeUnknown { .. }) => lost = true,
+                    // It did not run this time, which says nothing about the attempt that was lost.
+                    Answer::Fault(fault) if lost && fault.retryable() => {}
                     _ => {
                         answered.retries = retries;
                         return answered;
                     }
                 },
-                Attempt::Elsewhere { learned: true } => {
-                    retries += 1;
-                    continue;
+                Attempt::Elsewhere { learned } => {
+                    // Whoever leads may have declined before it was ready.
+                    heard = Heard::default();
+                    if learned {
+                        retries += 1;
+                        continue;
+                    }
                 }
-                Attempt::Elsewhere { learned: false } => {}
+                Attempt::Declined { by, cut_off } if self.me().is_none() => {
+                    let go_on = cut_off.is_some();
+                    heard.declined(by, cut_off);
+                    if go_on {
+                        retries += 1;
+                        continue;
+                    }
+                }
                 Attempt::Lost => lost = true,
-                Attempt::Nobody(partition) => {
-                    if let Some(fault) = self.minority(partition).filter(|_| !lost) {
+                attempt @ (Attempt::Unreached | Attempt::Declined { .. } | Attempt::Nobody) => {
+                    // Once everybody was asked, the next round begins anew.
+                    let over = matches!(attempt, Attempt::Nobody);
+                    let told = if over { std::mem::take(&mut heard).cut_off } else { None };
+                    if let Some(fault) = self.cut_off(&call.target).or(told).filter(|_| !lost) {
                         return Answered { retries, ..Answered::fault(fault) };
                     }
                 }

@@ -120,6 +120,17 @@ impl Routes {
         self.avoided.remove(&member);
     }
 
+    /// The first replica of an actor's partition in the table that is neither avoided nor among `asked`.
+    #[must_use]
+    pub fn other_replica(&self, id: &ActorId, asked: &[MemberId]) -> Option<MemberId> {
+        let usable = |member: &MemberId| {
+            !asked.contains(member)
+                && !self.avoided.contains(member)
+                && self.state.members.get(*member).is_some()
+        };
+        self.state.table.replicas_of(self.partition_of(id)).iter().copied().find(usable)
+    }
+
     /// Where a call for an actor goes from here. `me` is the member that asks, `None` for a
     /// client; `hops` counts how often the call was passed on.
     ///
@@ -188,6 +199,16 @@ mod tests {
         assert_eq!(routes.decide(Some(outsider), &alice(), 0), Decision::NoLeader { partition });
         routes.restore(third);
         assert_eq!(routes.decide(Some(outsider), &alice(), 0), Decision::Forward(third));
+    }
+
+    #[test]
+    fn replicas_are_asked_in_turn_leaving_out_those_that_are_down() {
+        let mut routes = routes();
+        let (_, [first, second, third, _]) = cast(&routes);
+        assert_eq!(routes.other_replica(&alice(), &[first]), Some(second));
+        routes.avoid(second);
+        assert_eq!(routes.other_replica(&alice(), &[first]), Some(third));
+        assert_eq!(routes.other_replica(&alice(), &[first, third]), None);
     }
 
     #[test]

@@ -90,13 +90,15 @@ async fn greet(
     let failed = |source| DialError::Failed { address: address.to_owned(), source };
     let noise = |what: &str| failed(io::Error::new(io::ErrorKind::InvalidData, what));
     let (settings, name) = tls.dial(meant);
-    let mut io = TlsConnector::from(settings).connect(name, tcp).await.map_err(failed)?;
+    let mut io =
+        TlsConnector::from(settings).connect(name, tcp).await.map_err(|error| failed(explain(error)))?;
     let certificate = io.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let Some(Ok(Peer::Node(found))) = certificate.map(Peer::of) else {
         return Err(noise("the certificate there is not that of a node"));
     };
     frame::write_one(&mut io, Kind::Hello, &hello::write(hello)).await.map_err(failed)?;
-    let reply = frame::read_one(&mut io, HELLO_BYTES_MAX).await.map_err(failed)?;
+    // A certificate of ours that is not accepted is told here first.
+    let reply = frame::read_one(&mut io, HELLO_BYTES_MAX).await.map_err(|error| failed(explain(error)))?;
     let facts: Facts = match reply.kind {
         Kind::Welcome => hello::read(&reply.body).ok_or_else(|| noise("the welcome cannot be read"))?,
         Kind::Refuse => {
@@ -117,4 +119,15 @@ async fn greet(
         return Err(DialError::TurnedAway { address: address.to_owned(), refusal });
     }
     Ok(Dialed { io: Box::new(io), facts })
+}
+
+/// Says what a failed handshake means.
+fn explain(error: io::Error) -> io::Error {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    let meaning = match cause {
+        Some(rustls::Error::InvalidCertificate(_)) => "the certificate there is not of our authority",
+        Some(rustls::Error::AlertReceived(_)) => "our certificate is not accepted there",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{meaning}: use certificates of one cluster ({error})"))
 }

@@ -69,6 +69,11 @@ pub enum TlsError {
     /// The authority cannot verify anything.
     #[error("the authority cannot be used to verify: {0}")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
+    /// The own certificate is not one of the own authority's.
+    #[error(
+        "the certificate is not valid under the authority's: use both from one cluster, and renew it if it has expired ({0})"
+    )]
+    Untrusted(rustls::Error),
     /// The certificate does not say who it is.
     #[error(
         "the certificate must have exactly one name of the form <id>{NODE_SUFFIX} or <name>{CLIENT_SUFFIX}: issue it with the cluster's authority"
@@ -422,6 +427,9 @@ impl Tls {
         let roots = Arc::new(roots);
         let versions = &[&rustls::version::TLS13];
         let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?;
+        if let [own, intermediates @ ..] = identity.chain.as_slice() {
+            clients.verify_client_cert(own, intermediates, UnixTime::now()).map_err(TlsError::Untrusted)?;
+        }
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)?
             .with_client_cert_verifier(clients)

@@ -26,6 +26,8 @@ use crate::protocol::{decode, encode};
 
 /// Pause between rounds of asking.
 const ROUND_PAUSE: Duration = Duration::from_millis(150);
+/// Pause between rounds of asking whether the addresses to join are of the node's own cluster.
+const CHECK_PAUSE: Duration = Duration::from_secs(2);
 
 /// A question on the join lane.
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,6 +38,8 @@ pub(super) enum JoinQuestion {
     Promise(NodeId, u64),
     /// This is the cluster, as promised.
     Form(u64, Box<ClusterState>),
+    /// Nothing: what the door says about the node is enough.
+    Nothing,
 }
 
 /// An answer on the join lane.
@@ -149,6 +153,9 @@ impl Formation {
             }
             Ok(JoinQuestion::Promise(initiator, nonce)) if initiator == *from => self.promise(initiator, nonce),
             Ok(JoinQuestion::Form(nonce, state)) => self.take(from, nonce, *state),
+            Ok(JoinQuestion::Nothing) => {
+                JoinAnswer::Hello { spec: self.spec.clone(), cluster: None, known: Vec::new() }
+            }
             Ok(_) => JoinAnswer::Refused(format!("the question names another node than {from}")),
         };
         encode(&answer)
@@ -205,14 +212,77 @@ impl Formation {
 
     /// Looks for the cluster until it is found or formed. A member that misses the word of its forming
     /// hears of it by asking on.
-    pub(super) async fn run(self: Arc<Self>, plan: Plan, tls: Tls, config: LinkConfig) {
-        while self.formed.borrow().is_none() {
-            let round = self.ask_all(&plan.join, &tls, &config).await;
-            self.advance(&plan, round, &tls, &config).await;
-            if self.formed.borrow().is_none() {
-                tokio::time::sleep(ROUND_PAUSE).await;
-            }
+    ///
+    /// # Errors
+    /// Why this node can never be part of the cluster it found.
+    pub(super) async fn run(&self, plan: &Plan, tls: &Tls, config: &LinkConfig) -> Result<(), String> {
+        let mut formed = self.formed.subscribe();
+        while formed.borrow().is_none() {
+            let round = self.ask_all(&plan.join, tls, config).await;
+            self.advance(plan, round, tls, config).await?;
+            let _ = tokio::time::timeout(ROUND_PAUSE, formed.wait_for(Option::is_some)).await;
         }
+        Ok(())
+    }
+
+    /// Asks the addresses to join until each has answered whether they are of this node's cluster.
+    /// Resolves when most of them are of another one, which means that the data folder is the wrong one;
+    /// a single stranger is that one's mistake.
+    pub(super) async fn meets_strangers(&self, plan: &Plan, tls: &Tls, config: &LinkConfig) -> String {
+        let Some(ours) = self.formed.borrow().as_ref().map(|state| state.meta.cluster) else {
+            return std::future::pending().await;
+        };
+        let mut open: Vec<_> = plan.join.iter().filter(|address| **address != self.spec.address).collect();
+        let mut others = open.len();
+        let mut strangers: Vec<String> = Vec::new();
+        let payload = encode(&JoinQuestion::Nothing);
+        while !open.is_empty() {
+            let asked = open.iter().map(|address| probe(address, tls, self.facts(), &payload, config));
+            let answers = futures_util::future::join_all(asked).await;
+            let mut unanswered = Vec::new();
+            for (address, answer) in open.into_iter().zip(answers) {
+                match answer {
+                    Ok(probed) => match probed.facts.cluster {
+                        Some(theirs) if theirs != ours => {
+                            tracing::warn!(
+                                address,
+                                ?theirs,
+                                ?ours,
+                                "the node at an address to join is of another cluster"
+                            );
+                            strangers.push(address.clone());
+                        }
+                        Some(_) => {}
+                        None => unanswered.push(address),
+                    },
+                    Err(DialError::TurnedAway { refusal: crate::link::Refusal::OwnNode(_), .. }) => {
+                        others -= 1
+                    }
+                    Err(_) => unanswered.push(address),
+                }
+            }
+            if strangers.len() * 2 > others {
+                return format!(
+                    "its data folder is of cluster {:032x}, but {} to be joined {} of another one; \
+                     name this node's own folder with --data, or correct --join",
+                    ours.0,
+                    strangers.join(", "),
+                    if strangers.len() == 1 { "is" } else { "are" },
+                );
+            }
+            open = unanswered;
+            tokio::time::sleep(CHECK_PAUSE).await;
+        }
+        std::future::pending().await
+    }
+
+    /// Tells people what it waits for; the same thing once.
+    fn wait_for(&self, what: String) {
+        self.waiting.send_if_modified(|waiting| {
+            let news = *waiting != what;
+            *waiting = what;
+            news
+        });
     }
 
     /// Asks every known address; gives the clusters heard of and the last failure.
@@ -230,7 +300,7 @@ impl Formation {
                 Ok(JoinAnswer::Hello { spec, cluster, known }) => {
                     self.meet(spec);
                     known.into_iter().for_each(|spec| self.meet(spec));
-                    round.clusters.extend(cluster);
+                    round.clusters.extend(cluster.map(|cluster| *cluster));
                 }
                 Ok(JoinAnswer::Refused(why)) => round.failure = Some(format!("{address}: {why}")),
                 Ok(_) => {}
@@ -252,9 +322,9 @@ impl Formation {
         Ok(decode(&probed.reply).unwrap_or_else(|error| JoinAnswer::Refused(error.to_string())))
     }
 
-    async fn advance(&self, plan: &Plan, round: Round, tls: &Tls, config: &LinkConfig) {
+    async fn advance(&self, plan: &Plan, round: Round, tls: &Tls, config: &LinkConfig) -> Result<(), String> {
         if let Some(cluster) = round.clusters.into_iter().next() {
-            return self.join(*cluster);
+            return self.join(cluster);
         }
         let met = self.met();
         let found = met.len() + 1;
@@ -263,49 +333,59 @@ impl Formation {
             let names: Vec<_> =
                 std::iter::once(&self.spec.node).chain(met.keys()).map(ToString::to_string).collect();
             let failure = round.failure.map(|why| format!("; last failure: {why}")).unwrap_or_default();
-            self.waiting.send_replace(format!(
+            self.wait_for(format!(
                 "waiting for {more} more node{} ({found} of {} found: {}){failure}",
                 if more == 1 { "" } else { "s" },
                 plan.expect,
                 names.join(", "),
             ));
-            return;
+            return Ok(());
         }
         // The lowest ids make the cluster; whoever is met beyond that joins it afterwards.
         let mut specs: BTreeMap<_, _> = met;
         specs.insert(self.spec.node.clone(), self.spec.clone());
         let chosen: Vec<_> = specs.into_values().take(plan.expect).collect();
-        let Some(initiator) = chosen.first().map(|spec| spec.node.clone()) else { return };
+        let Some(initiator) = chosen.first().map(|spec| spec.node.clone()) else { return Ok(()) };
         if initiator != self.spec.node {
-            self.waiting.send_replace(format!("waiting for {initiator} to form the cluster"));
-            return;
+            self.wait_for(format!("waiting for {initiator} to form the cluster"));
+            return Ok(());
         }
         self.initiate(plan, chosen, tls, config).await;
+        Ok(())
     }
 
-    fn join(&self, cluster: ClusterState) {
-        if cluster.members.by_node(&self.spec.node).is_none() {
+    fn join(&self, cluster: ClusterState) -> Result<(), String> {
+        let Some(me) = cluster.members.by_node(&self.spec.node).map(|member| member.id) else {
             let why = format!(
                 "waiting to be admitted to cluster {:032x}: it was formed without {}",
                 cluster.meta.cluster.0, self.spec.node
             );
-            self.waiting.send_replace(why);
-            return;
-        }
+            self.wait_for(why);
+            return Ok(());
+        };
         let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
         // A member that never got the first state takes the present one; its log starts empty and is
-        // filled by the leaders.
+        // filled by the leaders. One that had it must not start empty: others count on its votes and on
+        // what it has acknowledged.
+        if identity.formed.is_none() && identity.promise.is_none() && cluster.groups_of(me).next().is_some() {
+            return Err(format!(
+                "node {0} is a member of cluster {1:032x} and holds replicas, but this data folder is empty; \
+                 name the folder of {0} with --data, or give this node an id of its own",
+                self.spec.node, cluster.meta.cluster.0
+            ));
+        }
         if identity.formed.is_none()
             && let Err(error) = self.adopt(&mut identity, cluster)
         {
-            self.waiting.send_replace(format!("the cluster cannot be stored: {error}"));
+            self.wait_for(format!("the cluster cannot be stored: {error}"));
         }
+        Ok(())
     }
 
     async fn initiate(&self, plan: &Plan, chosen: Vec<MemberSpec>, tls: &Tls, config: &LinkConfig) {
         let nonce: u64 = rand::random();
         if let JoinAnswer::Refused(why) = self.promise(self.spec.node.clone(), nonce) {
-            self.waiting.send_replace(why);
+            self.wait_for(why);
             return;
         }
         let mut specs = vec![self.spec.clone()];
@@ -314,12 +394,12 @@ impl Formation {
             match self.ask(&spec.address, &question, tls, config).await {
                 Ok(JoinAnswer::Promised(theirs)) if theirs.node == spec.node => specs.push(theirs),
                 Ok(JoinAnswer::Refused(why)) => {
-                    self.waiting.send_replace(format!("{} refuses to form a cluster: {why}", spec.node));
+                    self.wait_for(format!("{} refuses to form a cluster: {why}", spec.node));
                     return;
                 }
                 Ok(_) => return,
                 Err(error) => {
-                    self.waiting.send_replace(format!("waiting for {}: {error}", spec.node));
+                    self.wait_for(format!("waiting for {}: {error}", spec.node));
                     return;
                 }
             }
@@ -328,7 +408,7 @@ impl Formation {
         let state = match form(meta, specs) {
             Ok(state) => state,
             Err(error) => {
-                self.waiting.send_replace(format!("the cluster cannot be formed: {error}"));
+                self.wait_for(format!("the cluster cannot be formed: {error}"));
                 return;
             }
         };
@@ -336,7 +416,7 @@ impl Formation {
             // From here on the cluster exists: this node alone may hand out its first state.
             let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(error) = self.adopt(&mut identity, state.clone()) {
-                self.waiting.send_replace(format!("the cluster cannot be stored: {error}"));
+                self.wait_for(format!("the cluster cannot be stored: {error}"));
                 return;
             }
         }
@@ -350,6 +430,6 @@ impl Formation {
 }
 
 struct Round {
-    clusters: Vec<Box<ClusterState>>,
+    clusters: Vec<ClusterState>,
     failure: Option<String>,
 }

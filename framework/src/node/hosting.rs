@@ -135,6 +135,8 @@ async fn open(
     let opening = Opening { partition, epoch, meta, applied: inner.applied.get(partition), shared };
     match host::start(opening, supervisor.get_cell()).await {
         Ok(host) => inner.hosts.open(host),
+        // The supervisor goes first when the node stops.
+        Err(_) if inner.stopping.is_cancelled() => {}
         Err(error) => tracing::error!(%partition, %error, "a host cannot start"),
     }
 }

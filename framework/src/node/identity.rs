@@ -44,6 +44,9 @@ impl Folder {
     /// Opens or makes the folder and locks it.
     pub(super) fn open(path: &Path) -> Result<Self, StartError> {
         let failed = |why: String| StartError::Data { path: path.to_owned(), why };
+        if path.exists() && !path.is_dir() {
+            return Err(failed("it is not a folder; name one with --data".into()));
+        }
         std::fs::create_dir_all(path)
             .map_err(|e| failed(format!("it cannot be made: {e}; name a folder this user may write with --data")))?;
         let foreign = || -> std::io::Result<Option<std::ffi::OsString>> {
@@ -168,5 +171,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("thesis.tex"), "precious").unwrap();
         assert!(Folder::open(dir.path()).is_err_and(|e| e.to_string().contains("not a data folder")));
+        assert!(
+            Folder::open(&dir.path().join("thesis.tex"))
+                .is_err_and(|e| e.to_string().contains("not a folder"))
+        );
     }
 }

@@ -329,10 +329,15 @@ fn spec(config: &NodeConfig, address: SocketAddr) -> Result<MemberSpec, StartErr
 /// Finds or forms the cluster, opens the node's part of it and tells the members that it is up.
 async fn find_cluster(inner: Arc<Inner>, plan: Plan, tls: Tls, config: LinkConfig) {
     let before = inner.replica.get().is_some();
-    inner.formation.clone().run(plan, tls, config).await;
+    if let Err(why) = inner.formation.run(&plan, &tls, &config).await {
+        return inner.fail(why);
+    }
     if !before && let Err(why) = inner.bring_up().await {
-        inner.fail(why);
-        return;
+        return inner.fail(why);
+    }
+    if before {
+        let one = inner.clone();
+        inner.spawn(async move { one.fail(one.formation.meets_strangers(&plan, &tls, &config).await) });
     }
     service::announce(&inner).await;
 }
@@ -345,6 +350,9 @@ impl Inner {
     }
 
     fn fail(&self, why: String) {
+        if self.stopping.is_cancelled() {
+            return; // What breaks off then is no failure.
+        }
         tracing::error!(node = %self.node, why, "the node has to stop");
         self.failed.send_replace(Some(why));
     }
@@ -420,14 +428,17 @@ impl Inner {
     }
 }
 
-/// An error with its causes.
+/// An error with its causes, without those that only repeat the next one as code.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
         source = cause.source();
+        let told = cause.to_string();
+        if !source.is_some_and(|next| told.contains(&format!("{next:?}"))) {
+            text.push_str(": ");
+            text.push_str(&told);
+        }
     }
     text
 }

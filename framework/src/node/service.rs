@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use perennial_core::id::{MemberId, NodeId};
+use perennial_core::id::{ActorId, MemberId, NodeId};
 use perennial_core::membership::MemberSpec;
 use perennial_core::placement::{ClusterState, SystemCommand};
 use tokio::sync::{mpsc, oneshot};
@@ -17,8 +17,8 @@ use super::Inner;
 use crate::error::Fault;
 use crate::host::{Ended, HostMessage};
 use crate::link::{
-    Admission, Control, ControlHandler, DoorLane, Facts, Hello, Lane, LinkConfig, LinkEvent, Peer,
-    Refusal, Responder, Service, StreamSink, Transport, Unsent,
+    Admission, Control, ControlHandler, DoorLane, FRAME_BYTES_MAX, Facts, Hello, Lane, LinkConfig, LinkEvent,
+    Peer, Refusal, Responder, Service, StreamSink, Transport, Unsent,
 };
 use crate::protocol::{Question, Response, RoutesAnswer, Stream, decode, encode};
 use crate::replica::{BulkRefused, Outbound};
@@ -146,9 +146,17 @@ impl Service for NodeService {
                     Box::new(move |ended| {
                         let response = match ended {
                             Ended::Answered(answered) => Response::Ended(answered),
-                            Ended::NotLeader => Response::NotLeader(router.hint(&target)),
+                            Ended::NotLeader => match (router.hint(&target), router.cut_off(&target)) {
+                                (None, Some(fault)) => Response::Refused(fault),
+                                (hint, _) => Response::NotLeader(hint),
+                            },
                         };
-                        reply.send(encode(&response));
+                        let answer = encode(&response);
+                        reply.send(if answer.len() <= FRAME_BYTES_MAX {
+                            answer
+                        } else {
+                            too_large(&target, &answer)
+                        });
                     }),
                 );
             }
@@ -239,6 +247,16 @@ impl Service for NodeService {
             Peer::Client(_) => Bytes::new(),
         }
     }
+}
+
+/// Instead of an answer that no link carries. Only a read can have one: a record is smaller.
+fn too_large(actor: &ActorId, answer: &Bytes) -> Bytes {
+    encode(&Response::Refused(Fault::TooLarge {
+        what: "the answer".into(),
+        at: actor.to_string(),
+        bytes: answer.len() as u64,
+        limit: FRAME_BYTES_MAX as u64,
+    }))
 }
 
 fn unreadable(from: &Peer, why: &dyn std::fmt::Display) -> Fault {

@@ -34,7 +34,15 @@ pub(super) fn ready(inner: &Inner) -> Result<(), String> {
     let mine = |p: &PartitionId| state.table.replicas_of(*p).contains(&me);
     let unled = state.meta.partitions.iter().filter(mine).filter(|p| routes.hint(*p).is_none()).count();
     if unled > 0 {
-        return Err(format!("{unled} of {} partitions have no leader yet", state.meta.partitions.get()));
+        let is_down =
+            |node: &NodeId| *node != inner.node && inner.transport.get().is_some_and(|t| !t.is_up(node));
+        let down: Vec<_> =
+            state.members.iter().map(|m| &m.node).filter(|n| is_down(n)).map(ToString::to_string).collect();
+        let why = match down.as_slice() {
+            [] => String::new(),
+            down => format!("; not reached: {}", down.join(", ")),
+        };
+        return Err(format!("{unled} of {} partitions have no leader yet{why}", state.meta.partitions.get()));
     }
     Ok(())
 }

@@ -125,7 +125,7 @@ pub enum ReplicaFault {
     },
     /// Rows of a group whose log is gone.
     #[error(
-        "group {0} has rows but no log: the log was lost; wipe this node's data folder and let it join anew"
+        "group {0} has rows but no log: the log was lost; restore the whole data folder from one copy of it"
     )]
     LogMissing(GroupId),
     /// A group is to be opened with other replicas than it has.

@@ -66,6 +66,14 @@ impl Folder {
         let io = |doing: &str| CommandError::io(format!("{doing} {shown}"));
         std::fs::create_dir_all(path).map_err(io("make the folder"))?;
         let path = path.canonicalize().map_err(io("find the folder"))?;
+        let file = path.join(CLUSTER_FILE);
+        if !file.exists()
+            && let Some(foreign) = foreign(&path).map_err(io("read the folder"))?
+        {
+            return Err(CommandError::Failed(format!(
+                "{shown} holds {foreign} and no cluster of dev: give an empty folder with --data"
+            )));
+        }
         let lock = File::options()
             .create(true)
             .write(true)
@@ -81,7 +89,6 @@ impl Folder {
             }
             Err(TryLockError::Error(error)) => return Err(io("lock the folder")(error)),
         }
-        let file = path.join(CLUSTER_FILE);
         let last = if file.exists() { Some(ClusterFile::read(&file)?) } else { None };
         if let Some(nodes) =
             last.as_ref().map(|last| last.nodes.len()).filter(|&n| n != usize::from(args.nodes))
@@ -109,6 +116,18 @@ impl Folder {
         let http = free_from(args.http_port, count)?;
         Ok(nodes.into_iter().zip(http).map(|(node, http)| Ports { node, http }).collect())
     }
+}
+
+/// The name of something in the folder that `dev` does not put there.
+fn foreign(path: &Path) -> std::io::Result<Option<String>> {
+    for entry in std::fs::read_dir(path)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let of_a_node = name.strip_prefix('n').is_some_and(|number| number.parse::<u8>().is_ok());
+        if !of_a_node && !matches!(name.as_str(), "lock" | "tls" | "cluster.toml.next") {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// One node in this process.

@@ -18,6 +18,8 @@ use crate::gateway::{Gateway, GatewayConfig};
 use crate::output::{self, LogFormat};
 use crate::settings::{ServeArgs, SettingsError};
 
+/// How often a node that is not ready is asked what it waits for.
+const LOOK_PERIOD: Duration = Duration::from_secs(2);
 /// Grace of a node whose owner is gone: others are likely stopping too, so nothing can be handed over.
 const ORPHAN_GRACE: Duration = Duration::from_millis(500);
 
@@ -102,19 +104,22 @@ impl Running {
     /// Tells each stage until the node is ready.
     async fn until_ready(&self, mut tell: impl FnMut(&str)) {
         let mut progress = self.node.progress();
+        let (mut staged, mut told) = (String::new(), String::new());
+        let mut look = tokio::time::interval(LOOK_PERIOD);
+        look.reset();
         loop {
-            let stage = progress.borrow_and_update().clone();
-            if !stage.is_empty() {
-                tell(&stage);
-            }
-            let changed = async {
-                if progress.changed().await.is_err() {
-                    std::future::pending().await
-                }
-            };
-            tokio::select! {
+            let now = tokio::select! {
                 () = self.node.wait_ready() => return,
-                () = changed => {}
+                Ok(stage) = progress.wait_for(|stage| *stage != staged) => {
+                    staged.clone_from(&stage);
+                    staged.clone()
+                }
+                // Once it is in a cluster, only this tells what it waits for.
+                _ = look.tick() => self.node.ready().err().unwrap_or_default(),
+            };
+            if !now.is_empty() && now != told {
+                tell(&now);
+                told = now;
             }
         }
     }

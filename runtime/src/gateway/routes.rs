@@ -252,6 +252,9 @@ async fn read_body(gate: &Gate, headers: &HeaderMap, body: Body) -> Result<Bytes
     if headers.contains_key(EXPECT) && declared.is_some_and(|declared| declared > limit as u64) {
         return Err(Problem::BodyTooLarge { limit }); // its sender waits for leave to send it
     }
+    if declared.is_some_and(|declared| declared > (limit + BODY_DISCARD_BYTES_MAX) as u64) {
+        return Err(Problem::BodyTooLarge { limit }); // no need to see how much of it comes
+    }
     let patience = gate.config.body_read_timeout;
     tokio::time::timeout(patience, collect(body, limit))
         .await

@@ -1,0 +1,183 @@
+//! Nodes that cannot or must not start: each says why, and the cluster is none the worse for it.
+
+use std::time::Duration;
+
+use perennial::core::id::NodeId;
+use perennial::node::{Backend, StartError};
+use perennial::prelude::*;
+use perennial::{App, Node};
+use perennial_runtime::certs::throwaway;
+use perennial_runtime::counter::Counter;
+use perennial_tests::{Cluster, PATIENCE, free_ports, until};
+
+const CALL_MAX: Duration = Duration::from_secs(30);
+
+fn app() -> App {
+    App::new("start").actor::<Counter>()
+}
+
+/// Why a node stopped by itself.
+async fn failure(node: &Node) -> String {
+    tokio::time::timeout(PATIENCE, node.failed()).await.expect("the node stops by itself")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_waits_for_its_third_node_says_so_and_forms_when_it_comes() {
+    let mut cluster = Cluster::prepared(3, app());
+    cluster.start(0).await;
+    cluster.start(1).await;
+    let why = until("both wait for one more", async || {
+        let missing = |at: usize| cluster.node(at).ready().err().filter(|why| why.contains("1 more node"));
+        missing(0).and(missing(1))
+    })
+    .await;
+    let third = cluster.configs[2].listen.to_string();
+    assert!(why.contains("2 of 3 found") && why.contains(&third), "{why}");
+    let addresses = cluster.configs[0].join.clone();
+    let refused = cluster.client_with(addresses, cluster.certs.client.clone()).await;
+    let text = refused.err().expect("there is no cluster yet").to_string();
+    assert!(text.contains("no node can be reached") && text.contains("waiting for 1 more"), "{text}");
+    let fault =
+        cluster.node(0).get::<Counter>("a").add(1).timeout(Duration::from_millis(50)).await.unwrap_err();
+    assert!(fault.to_string().contains("not joined a cluster"), "{fault}");
+    cluster.start(2).await;
+    cluster.ready().await;
+    assert_eq!(cluster.client().await.get::<Counter>("a").add(1).timeout(CALL_MAX).await, Ok(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_returns_at_another_address_is_found_there() {
+    let mut cluster = Cluster::started(3, app()).await;
+    let client = cluster.client().await;
+    assert_eq!(client.get::<Counter>("a").add(1).timeout(CALL_MAX).await, Ok(1));
+    cluster.stop(2).await;
+    cluster.configs[2].listen.set_port(free_ports(1)[0]);
+    cluster.start(2).await;
+    cluster.ready().await;
+    let address = cluster.configs[2].listen.to_string();
+    until("every node knows the new address", async || {
+        for node in cluster.nodes.iter().flatten() {
+            let status = node.status().await;
+            let found = status.members.iter().find(|member| member.node == cluster.configs[2].node)?;
+            if found.address != address || !found.up {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+    // It counts as a replica there: with it, another one can go.
+    cluster.stop(0).await;
+    let only = vec![address];
+    let client = cluster.client_with(only, cluster.certs.client.clone()).await.unwrap();
+    assert_eq!(client.get::<Counter>("a").add(1).timeout(CALL_MAX).await, Ok(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_lost_its_data_does_not_come_back_empty() {
+    let mut cluster = Cluster::started(3, app()).await;
+    let client = cluster.client().await;
+    assert_eq!(client.get::<Counter>("a").add(1).timeout(CALL_MAX).await, Ok(1));
+    cluster.stop(2).await;
+    let empty = cluster.beside("empty");
+    let own = std::mem::replace(&mut cluster.configs[2].data, empty);
+    cluster.start(2).await;
+    let why = failure(cluster.node(2)).await;
+    assert!(
+        why.contains("node n3 is a member") && why.contains("folder is empty") && why.contains("--data"),
+        "{why}"
+    );
+    cluster.stop(2).await;
+    cluster.configs[2].data = own;
+    cluster.start(2).await;
+    cluster.ready().await;
+    assert_eq!(client.get::<Counter>("a").add(1).timeout(CALL_MAX).await, Ok(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_node_of_one_name_goes_and_the_first_stays() {
+    let mut cluster = Cluster::started(3, app()).await;
+    let mut twin = cluster.configs[0].clone();
+    twin.data = cluster.beside("twin");
+    twin.listen.set_port(free_ports(1)[0]);
+    let node = Node::start(twin, app()).await.unwrap();
+    let why = failure(&node).await;
+    assert!(why.contains("node n1 is a member") && why.contains("an id of its own"), "{why}");
+    node.stop(Duration::ZERO).await;
+    let status = cluster.node(1).status().await;
+    assert_eq!(status.members[0].address, cluster.configs[0].listen.to_string());
+    let twice = Node::start(cluster.configs[0].clone(), app()).await;
+    assert!(matches!(twice, Err(StartError::Listen { .. })));
+    let mut same = cluster.configs[0].clone();
+    same.listen.set_port(0);
+    let text = Node::start(same, app()).await.err().expect("the folder is in use").to_string();
+    assert!(text.contains("another process uses it"), "{text}");
+    assert_eq!(cluster.node(0).get::<Counter>("a").add(1).timeout(CALL_MAX).await, Ok(1));
+    cluster.stop(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_of_another_cluster_is_noticed() {
+    let mut cluster = Cluster::started(3, app()).await;
+    cluster.stop(2).await;
+    // A cluster of its own with the same name, certificates and address.
+    let mut alone = cluster.configs[2].clone();
+    alone.data = cluster.beside("foreign");
+    alone.join = Vec::new();
+    alone.bootstrap_expect = 1;
+    let node = Node::start(alone.clone(), app()).await.unwrap();
+    until("it is a cluster of one", async || node.ready().ok()).await;
+    node.stop(Duration::ZERO).await;
+
+    let own = std::mem::replace(&mut cluster.configs[2].data, alone.data);
+    cluster.start(2).await;
+    let why = failure(cluster.node(2)).await;
+    assert!(why.contains("its data folder is of cluster") && why.contains("--data"), "{why}");
+    cluster.stop(2).await;
+    cluster.configs[2].data = own;
+    cluster.start(2).await;
+    cluster.ready().await;
+    assert_eq!(cluster.client().await.get::<Counter>("a").add(1).timeout(CALL_MAX).await, Ok(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_of_others_are_refused_on_both_sides() {
+    let cluster = Cluster::started(3, app()).await;
+    let ids = [NodeId::new("n1").unwrap(), NodeId::new("n2").unwrap()];
+    let foreign = throwaway(&cluster.beside("foreign-tls"), &ids, "test").unwrap();
+    let start = async |change: &dyn Fn(&mut perennial::node::NodeConfig)| {
+        let mut config = cluster.configs[0].clone();
+        config.data = cluster.beside("elsewhere");
+        config.listen.set_port(0);
+        change(&mut config);
+        Node::start(config, app()).await
+    };
+    let text = |started: Result<Node, StartError>| match started {
+        Err(error @ StartError::Tls { .. }) => error.to_string(),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("it started"),
+    };
+    // Its own name, its own authority.
+    let why = text(start(&|config| config.tls = cluster.certs.nodes[&ids[1]].clone()).await);
+    assert!(why.contains("node n2") && why.contains("this is node n1"), "{why}");
+    let why = text(start(&|config| config.tls = cluster.certs.client.clone()).await);
+    assert!(why.contains("client test"), "{why}");
+    let why = text(start(&|config| config.tls.ca = foreign.client.ca.clone()).await);
+    assert!(why.contains("not valid under the authority"), "{why}");
+    let why = text(start(&|config| config.tls.key = cluster.certs.client.key.clone()).await);
+    assert!(why.contains("cannot be used together"), "{why}");
+    // A node of another authority finds nobody, and says why.
+    let stranger = start(&|config| config.tls = foreign.nodes[&ids[0]].clone()).await.unwrap();
+    let why = until("the stranger is turned away", async || {
+        stranger.ready().err().filter(|why| why.contains("last failure"))
+    })
+    .await;
+    assert!(why.contains("not of our authority") || why.contains("not accepted there"), "{why}");
+    stranger.stop(Duration::ZERO).await;
+    // So does a client.
+    let addresses = cluster.configs[0].join.clone();
+    let refused = cluster.client_with(addresses, foreign.client.clone()).await;
+    let why = refused.err().expect("another authority's client stays outside").to_string();
+    assert!(why.contains("not of our authority") || why.contains("not accepted there"), "{why}");
+    assert_eq!(cluster.client().await.get::<Counter>("a").add(1).timeout(CALL_MAX).await, Ok(1));
+}
