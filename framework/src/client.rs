@@ -83,10 +83,10 @@ impl Client {
             cluster: Mutex::new(None),
             slots: Mutex::default(),
         });
-        let first = links.any_routes().await.map_err(|why| ConnectError::Unreachable {
-            addresses: config.addresses,
-            why,
-        })?;
+        let first = links
+            .any_routes()
+            .await
+            .map_err(|why| ConnectError::Unreachable { addresses: config.addresses, why })?;
         let router = Router::new(Arc::new(Hosts::default()));
         router.set_network(Arc::new(ClientNetwork { links: links.clone(), router: Arc::downgrade(&router) }));
         learn(&router, &links, first);
@@ -167,7 +167,8 @@ impl Links {
     fn nodes(&self) -> Vec<NodeId> {
         let slots = self.slots();
         // Those that are linked first.
-        let mut nodes: Vec<_> = slots.iter().map(|(node, slot)| (slot.link().is_none(), node.clone())).collect();
+        let mut nodes: Vec<_> =
+            slots.iter().map(|(node, slot)| (slot.link().is_none(), node.clone())).collect();
         nodes.sort();
         nodes.into_iter().map(|(_, node)| node).collect()
     }
@@ -257,7 +258,12 @@ impl ClientNetwork {
 }
 
 impl Network for ClientNetwork {
-    fn ask(&self, node: &NodeId, payload: Bytes, within: Duration) -> BoxFuture<'static, Result<Bytes, LinkError>> {
+    fn ask(
+        &self,
+        node: &NodeId,
+        payload: Bytes,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, LinkError>> {
         let (links, router, node) = (self.links.clone(), self.router.clone(), node.clone());
         Box::pin(async move {
             let link = match tokio::time::timeout(within, links.link(&node)).await {

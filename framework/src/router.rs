@@ -37,7 +37,12 @@ const MINORITY_PATIENCE: Duration = Duration::from_secs(1);
 /// Questions to nodes, as the router needs them.
 pub(crate) trait Network: Send + Sync + 'static {
     /// Asks a node.
-    fn ask(&self, node: &NodeId, payload: Bytes, within: Duration) -> BoxFuture<'static, Result<Bytes, LinkError>>;
+    fn ask(
+        &self,
+        node: &NodeId,
+        payload: Bytes,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, LinkError>>;
     /// Asks a node for a stream.
     fn follow(&self, node: &NodeId, payload: Bytes) -> BoxFuture<'static, Result<ItemStream, LinkError>>;
     /// Whether it can be asked now.
@@ -62,11 +67,16 @@ pub(crate) struct Router {
 enum Attempt {
     Ended(Answered),
     /// It did not run, and another member leads; try again at once if that is news, else after a pause.
-    Elsewhere { learned: bool },
+    Elsewhere {
+        learned: bool,
+    },
     /// It did not run: the member cannot be asked.
     Unreached,
     /// It did not run: this member does not lead and knows nobody who does, perhaps because it is cut off.
-    Declined { by: MemberId, cut_off: Option<Fault> },
+    Declined {
+        by: MemberId,
+        cut_off: Option<Fault>,
+    },
     /// It may have run.
     Lost,
     /// Nobody (else) to ask.
@@ -301,7 +311,12 @@ impl Router {
         self.routes().as_ref()?.other_replica(actor, declined)
     }
 
-    async fn ask_member(&self, member: MemberId, question: &Question, within: Duration) -> Result<Response, LinkError> {
+    async fn ask_member(
+        &self,
+        member: MemberId,
+        question: &Question,
+        within: Duration,
+    ) -> Result<Response, LinkError> {
         let node = self.node_of(member).ok_or(LinkError::NoLink)?;
         self.ask(&node, question, within).await
     }
@@ -413,10 +428,13 @@ impl Router {
         if lost {
             return Fault::TimedOut { actor: call.target.to_string() };
         }
-        let why = match self.routes().as_ref() {
-            None => "this node has not joined a cluster yet; wait until it is ready, then try again".to_owned(),
-            Some(_) => "no leader could be reached within the deadline; nothing was applied, try again".to_owned(),
-        };
+        let why =
+            match self.routes().as_ref() {
+                None => "this node has not joined a cluster yet; wait until it is ready, then try again"
+                    .to_owned(),
+                Some(_) => "no leader could be reached within the deadline; nothing was applied, try again"
+                    .to_owned(),
+            };
         Fault::Unavailable { what: call.target.to_string(), why }
     }
 
@@ -446,7 +464,12 @@ impl Router {
     }
 
     /// Follows an actor's events wherever its leader is, from where the stream broke off.
-    async fn follow(self: Arc<Self>, actor: ActorId, mut from: EventsFrom, sink: mpsc::Sender<Result<EventItem, Fault>>) {
+    async fn follow(
+        self: Arc<Self>,
+        actor: ActorId,
+        mut from: EventsFrom,
+        sink: mpsc::Sender<Result<EventItem, Fault>>,
+    ) {
         let mut pause = RETRY_MIN;
         while !sink.is_closed() {
             let changed = self.changed.notified();
@@ -525,7 +548,9 @@ impl EventSource {
                 }
             } => item?,
         };
-        Some(item.map(|item| if item.is_position() { Source::Position(item.id) } else { Source::Event(item) }))
+        Some(
+            item.map(|item| if item.is_position() { Source::Position(item.id) } else { Source::Event(item) }),
+        )
     }
 }
 

@@ -70,14 +70,18 @@ impl TestApp {
         let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");
         let node = NodeId::new("test").expect("a valid node id");
         let spec = MemberSpec::new(node.clone(), "test:1");
-        let state = form(ClusterMeta::new(ClusterId(1), partitions, 1), vec![spec]).expect("one node is enough");
+        let state =
+            form(ClusterMeta::new(ClusterId(1), partitions, 1), vec![spec]).expect("one node is enough");
         let hosts = Arc::new(Hosts::default());
         let router = Router::new(hosts.clone());
         router.set_me(MemberId(1));
         router.update(state);
         let rows = Arc::new(MemoryRows::default());
         let log = Arc::new(InstantLog {
-            machines: partitions.iter().map(|p| (GroupId::of(p), Mutex::new((LogIndex(0), Partition::new(partitions))))).collect(),
+            machines: partitions
+                .iter()
+                .map(|p| (GroupId::of(p), Mutex::new((LogIndex(0), Partition::new(partitions)))))
+                .collect(),
             rows: rows.clone(),
             hosts: hosts.clone(),
         });
@@ -93,7 +97,8 @@ impl TestApp {
             clock,
             counters: Arc::new(HostCounters::default()),
         };
-        let (supervisor, _) = ractor::Actor::spawn(None, Supervisor, ()).await.expect("an actor can be spawned");
+        let (supervisor, _) =
+            ractor::Actor::spawn(None, Supervisor, ()).await.expect("an actor can be spawned");
         for partition in partitions.iter() {
             let meta = Partition::new(partitions);
             let opening =
@@ -148,7 +153,9 @@ struct InstantLog {
 
 impl Log for InstantLog {
     fn propose(&self, proposal: Proposal) {
-        let (Some(machine), Some(partition)) = (self.machines.get(&proposal.group), proposal.group.partition()) else {
+        let (Some(machine), Some(partition)) =
+            (self.machines.get(&proposal.group), proposal.group.partition())
+        else {
             return;
         };
         let mut machine = machine.lock().unwrap_or_else(PoisonError::into_inner);

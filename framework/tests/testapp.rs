@@ -59,7 +59,12 @@ impl Account {
         panic!("the safe fell on it");
     }
 
-    pub async fn transfer(&mut self, ctx: &mut Ctx<Self>, to: String, cents: i64) -> Reply<i64, AccountError> {
+    pub async fn transfer(
+        &mut self,
+        ctx: &mut Ctx<Self>,
+        to: String,
+        cents: i64,
+    ) -> Reply<i64, AccountError> {
         if self.cents < cents {
             return Err(AccountError::Overdrawn { by: cents - self.cents }.into());
         }
@@ -74,7 +79,12 @@ impl Account {
         ctx.send(account.deposit(cents));
     }
 
-    pub async fn ask_peer(&mut self, ctx: &mut Ctx<Self>, peer: String, back: String) -> Reply<i64, AccountError> {
+    pub async fn ask_peer(
+        &mut self,
+        ctx: &mut Ctx<Self>,
+        peer: String,
+        back: String,
+    ) -> Reply<i64, AccountError> {
         let peer = ctx.get::<Account>(&peer);
         peer.ask_back(back).await
     }
@@ -134,7 +144,10 @@ async fn a_panic_undoes_the_turn_and_the_actor_lives_on() {
     let account = app.get::<Account>("a");
     account.deposit(5).await.unwrap();
     let panicked = account.blow_up(1000).await;
-    assert!(matches!(&panicked, Err(Fault::Panicked { message, .. }) if message.contains("safe")), "{panicked:?}");
+    assert!(
+        matches!(&panicked, Err(Fault::Panicked { message, .. }) if message.contains("safe")),
+        "{panicked:?}"
+    );
     assert_eq!(account.balance().await.unwrap(), 5);
 }
 

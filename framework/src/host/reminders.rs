@@ -88,7 +88,8 @@ impl Host {
             return *due;
         }
         let stored = self.shared.rows.get(self.group, &rows::reminder_name(actor, name)).ok().flatten();
-        let due = stored.and_then(|bytes| Some(Millis(u64::from_be_bytes(bytes.as_slice().try_into().ok()?))));
+        let due =
+            stored.and_then(|bytes| Some(Millis(u64::from_be_bytes(bytes.as_slice().try_into().ok()?))));
         if let Some(act) = self.activations.get_mut(actor) {
             act.reminders.insert(name.to_owned(), due);
         }

@@ -360,7 +360,13 @@ impl Host {
             }
             Work::Message { from, seq, item } => {
                 let request = unattended("message", u64::from(from.0), *seq, "");
-                (item.message.method.as_str(), postcard_args(&item.message), Vec::new(), request, self.patience())
+                (
+                    item.message.method.as_str(),
+                    postcard_args(&item.message),
+                    Vec::new(),
+                    request,
+                    self.patience(),
+                )
             }
             Work::Reminder { name, due, message } => {
                 let request = unattended("reminder", u64::from(self.partition.0), due.0, name);
@@ -477,8 +483,7 @@ impl Host {
         let fingerprint = act.kind.fingerprint();
         let mut bytes = Vec::with_capacity(act.bytes.len().max(32));
         bytes.extend_from_slice(&fingerprint.to_be_bytes());
-        let bytes =
-            state.encode_into(bytes).map_err(|why| self.storage_fault("new state", actor, &why))?;
+        let bytes = state.encode_into(bytes).map_err(|why| self.storage_fault("new state", actor, &why))?;
         let changed = bytes[..] != act.bytes[..];
         Ok((fingerprint, bytes, changed))
     }
@@ -530,7 +535,14 @@ impl Host {
     }
 
     /// Makes the turn's record and notes what it owes.
-    fn record(&mut self, actor: ActorId, work: Work, answer: Answer, state: Option<Bytes>, mut effects: Effects) {
+    fn record(
+        &mut self,
+        actor: ActorId,
+        work: Work,
+        answer: Answer,
+        state: Option<Bytes>,
+        mut effects: Effects,
+    ) {
         HostCounters::add(&self.shared.counters.turns, 1);
         let mut owed = Owed::nothing(RecordSeq(0));
         if let Work::Reminder { name, .. } = &work {
@@ -733,12 +745,7 @@ fn unattended(what: &str, a: u64, b: u64, name: &str) -> RequestId {
 }
 
 fn too_large(what: &str, actor: &ActorId, bytes: usize, limit: usize) -> Fault {
-    Fault::TooLarge {
-        what: what.to_owned(),
-        at: actor.to_string(),
-        bytes: bytes as u64,
-        limit: limit as u64,
-    }
+    Fault::TooLarge { what: what.to_owned(), at: actor.to_string(), bytes: bytes as u64, limit: limit as u64 }
 }
 
 fn effects_size(effects: &Effects) -> usize {
@@ -749,9 +756,7 @@ fn effects_size(effects: &Effects) -> usize {
             .reminders
             .iter()
             .map(|change| match change {
-                ReminderChange::Set { name, message: m, .. } => {
-                    name.len() + message(m) + 24
-                }
+                ReminderChange::Set { name, message: m, .. } => name.len() + message(m) + 24,
                 ReminderChange::Cancel { name, .. } => name.len() + 16,
             })
             .sum::<usize>()

@@ -151,7 +151,9 @@ impl Formation {
                 let known = self.met().into_values().collect();
                 JoinAnswer::Hello { spec: self.spec.clone(), cluster: cluster.map(Box::new), known }
             }
-            Ok(JoinQuestion::Promise(initiator, nonce)) if initiator == *from => self.promise(initiator, nonce),
+            Ok(JoinQuestion::Promise(initiator, nonce)) if initiator == *from => {
+                self.promise(initiator, nonce)
+            }
             Ok(JoinQuestion::Form(nonce, state)) => self.take(from, nonce, *state),
             Ok(JoinQuestion::Nothing) => {
                 JoinAnswer::Hello { spec: self.spec.clone(), cluster: None, known: Vec::new() }

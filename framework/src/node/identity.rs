@@ -47,8 +47,9 @@ impl Folder {
         if path.exists() && !path.is_dir() {
             return Err(failed("it is not a folder; name one with --data".into()));
         }
-        std::fs::create_dir_all(path)
-            .map_err(|e| failed(format!("it cannot be made: {e}; name a folder this user may write with --data")))?;
+        std::fs::create_dir_all(path).map_err(|e| {
+            failed(format!("it cannot be made: {e}; name a folder this user may write with --data"))
+        })?;
         let foreign = || -> std::io::Result<Option<std::ffi::OsString>> {
             if path.join("identity").exists() {
                 return Ok(None);
@@ -76,12 +77,14 @@ impl Folder {
             .truncate(false)
             .write(true)
             .open(path.join("lock"))
-            .map_err(|e| failed(format!("it cannot be written: {e}; name a folder this user may write with --data")))?;
+            .map_err(|e| {
+                failed(format!("it cannot be written: {e}; name a folder this user may write with --data"))
+            })?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(TryLockError::WouldBlock) => {
-                Err(failed("another process uses it; stop that one or name another folder with --data".into()))
-            }
+            Err(TryLockError::WouldBlock) => Err(failed(
+                "another process uses it; stop that one or name another folder with --data".into(),
+            )),
             Err(TryLockError::Error(e)) => Err(failed(format!("it cannot be locked: {e}"))),
         }
     }
@@ -96,8 +99,11 @@ impl Folder {
             }
             Err(e) => return Err(failed(format!("its identity cannot be read: {e}"))),
         };
-        let damaged =
-            || failed("its identity is damaged; restore the folder from a copy, or start with an empty one".into());
+        let damaged = || {
+            failed(
+                "its identity is damaged; restore the folder from a copy, or start with an empty one".into(),
+            )
+        };
         let body = bytes.strip_prefix(MAGIC).ok_or_else(damaged)?;
         let (sum, body) = body.split_first_chunk::<16>().ok_or_else(damaged)?;
         if u128::from_be_bytes(*sum) != perennial_core::hash::wide_hash(body) {
@@ -105,7 +111,8 @@ impl Folder {
         }
         let identity: Identity = postcard::from_bytes(body).map_err(|_| damaged())?;
         if identity.node != *node {
-            let why = format!("it belongs to node {}, this is {node}; name this node's own folder", identity.node);
+            let why =
+                format!("it belongs to node {}, this is {node}; name this node's own folder", identity.node);
             return Err(failed(why));
         }
         Ok(identity)

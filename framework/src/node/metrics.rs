@@ -45,17 +45,33 @@ impl Collector for NodeCollector {
         if let Some(replica) = &replica {
             counts.extend([
                 ("perennial_log_flushes", "Flushes of the log", of(&replica.flushes)),
-                ("perennial_log_flush_nanoseconds", "Time spent in flushes of the log", of(&replica.flush_nanos)),
+                (
+                    "perennial_log_flush_nanoseconds",
+                    "Time spent in flushes of the log",
+                    of(&replica.flush_nanos),
+                ),
                 ("perennial_log_entries", "Entries appended to the log", of(&replica.entries)),
                 ("perennial_log_bytes", "Bytes of entries appended to the log", of(&replica.log_bytes)),
                 ("perennial_entries_applied", "Entries applied", of(&replica.applied)),
                 ("perennial_row_operations", "Operations on rows", of(&replica.row_ops)),
                 ("perennial_raft_messages_sent", "Raft messages sent", of(&replica.messages_sent)),
-                ("perennial_raft_messages_received", "Raft messages received", of(&replica.messages_received)),
-                ("perennial_raft_messages_dropped", "Raft messages dropped, full queue", of(&replica.messages_dropped)),
+                (
+                    "perennial_raft_messages_received",
+                    "Raft messages received",
+                    of(&replica.messages_received),
+                ),
+                (
+                    "perennial_raft_messages_dropped",
+                    "Raft messages dropped, full queue",
+                    of(&replica.messages_dropped),
+                ),
                 ("perennial_snapshots_sent", "Snapshots sent", of(&replica.snapshots_sent)),
                 ("perennial_snapshots_installed", "Snapshots installed", of(&replica.snapshots_installed)),
-                ("perennial_proposals_refused", "Proposals refused by a fence", of(&replica.proposals_refused)),
+                (
+                    "perennial_proposals_refused",
+                    "Proposals refused by a fence",
+                    of(&replica.proposals_refused),
+                ),
                 ("perennial_checkpoints", "Checkpoints made", of(&replica.checkpoints)),
             ]);
         }
@@ -66,7 +82,11 @@ impl Collector for NodeCollector {
         let gauges = [
             ("perennial_partitions_led", "Partitions led here", inner.hosts.len() as u64),
             ("perennial_activations", "Actors in memory here", inner.hosts.resident()),
-            ("perennial_ready", "1 when calls can be served from here", u64::from(super::status::ready(&inner).is_ok())),
+            (
+                "perennial_ready",
+                "1 when calls can be served from here",
+                u64::from(super::status::ready(&inner).is_ok()),
+            ),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(value as i64);

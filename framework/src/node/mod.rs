@@ -182,17 +182,16 @@ impl Node {
         let listener = tokio::net::TcpListener::bind(config.listen)
             .await
             .map_err(|source| StartError::Listen { address: config.listen, source })?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let address =
+            listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
         let spec = spec(&config, address)?;
         let folder = Arc::new(Folder::open(&config.data)?);
         let identity = folder.identity(&config.node)?;
         if let Some(formed) = &identity.formed {
-            formed.meta.check().map_err(|error| StartError::Data {
-                path: config.data.clone(),
-                why: error.to_string(),
-            })?;
+            formed
+                .meta
+                .check()
+                .map_err(|error| StartError::Data { path: config.data.clone(), why: error.to_string() })?;
         }
         let (lifecycle, lifecycles) = mpsc::unbounded_channel();
         let (admit, admissions) = mpsc::channel(16);
@@ -229,9 +228,10 @@ impl Node {
             service: Arc::new(service::NodeService::new(&inner)),
         };
         let admission = Arc::new(service::Doorkeeper::new(&inner));
-        let transport = ClusterTransport::start(listener, tls.clone(), admission, handlers, link_config.clone())
-            .await
-            .map_err(|error| tls_error(&error))?;
+        let transport =
+            ClusterTransport::start(listener, tls.clone(), admission, handlers, link_config.clone())
+                .await
+                .map_err(|error| tls_error(&error))?;
         let _ = inner.transport.set(transport.clone());
         inner.router.set_network(Arc::new(MeshNetwork(transport)));
         metrics::register(&inner);
@@ -388,7 +388,8 @@ impl Inner {
         });
         let outbound = Arc::new(service::RaftOutbound::new(self));
         let sink = Arc::new(hosting::Sink::new(self));
-        let spawned = tokio::task::spawn_blocking(move || Replica::spawn(config, machines, outbound, sink)).await;
+        let spawned =
+            tokio::task::spawn_blocking(move || Replica::spawn(config, machines, outbound, sink)).await;
         let replica = spawned.map_err(|e| e.to_string())?.map_err(|e| chain(&e))?;
         let _ = self.replica.set(replica.clone());
         let groups = formed
@@ -483,7 +484,12 @@ impl crate::host::Log for ReplicaLog {
 struct MeshNetwork(Arc<ClusterTransport>);
 
 impl Network for MeshNetwork {
-    fn ask(&self, node: &NodeId, payload: Bytes, within: Duration) -> BoxFuture<'static, Result<Bytes, LinkError>> {
+    fn ask(
+        &self,
+        node: &NodeId,
+        payload: Bytes,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, LinkError>> {
         Box::pin(self.0.request(node, payload, within))
     }
     fn follow(&self, node: &NodeId, payload: Bytes) -> BoxFuture<'static, Result<ItemStream, LinkError>> {

@@ -174,7 +174,9 @@ impl Service for NodeService {
                     reply.send(encode(&Response::Status(Box::new(status))));
                 });
             }
-            Question::Led | Question::Deliver(_) | Question::MemberUp(_) if !matches!(from, Peer::Node(_)) => {
+            Question::Led | Question::Deliver(_) | Question::MemberUp(_)
+                if !matches!(from, Peer::Node(_)) =>
+            {
                 let fault = Fault::Unavailable {
                     what: "this question".into(),
                     why: "only nodes may ask it; use a node's certificate".into(),

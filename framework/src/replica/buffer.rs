@@ -88,7 +88,8 @@ impl<S: RowStore> BufferedRows<S> {
             RowOp::Put { key, value } => self.set(changes, key, Some(value)),
             RowOp::Delete { key } => self.set(changes, key, None),
             RowOp::DeleteRange { from, to } if from < to => {
-                let buffered: Vec<_> = changes.range(from.clone()..to.clone()).map(|(k, _)| k.clone()).collect();
+                let buffered: Vec<_> =
+                    changes.range(from.clone()..to.clone()).map(|(k, _)| k.clone()).collect();
                 for key in buffered {
                     if let Some(value) = changes.remove(&key) {
                         self.bytes.fetch_sub(size(&key, value.as_ref()), Ordering::Relaxed);
@@ -122,7 +123,13 @@ impl<S: RowStore> RowStore for BufferedRows<S> {
         }
     }
 
-    fn scan(&self, group: GroupId, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Row>, RowError> {
+    fn scan(
+        &self,
+        group: GroupId,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Row>, RowError> {
         let mut found = Vec::new();
         if to.is_some_and(|to| from >= to) {
             return Ok(found);
