@@ -109,7 +109,7 @@ impl Three {
         self.seq += u64::from(RECORDS);
         self.settle();
         self.rounds += 1;
-        if self.rounds % TRUNCATE_ROUNDS == 0 {
+        if self.rounds.is_multiple_of(TRUNCATE_ROUNDS) {
             for driver in self.drivers.values_mut() {
                 driver.tick();
                 for group in self.epochs.keys() {

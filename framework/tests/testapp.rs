@@ -1,5 +1,7 @@
 //! Behaviour of turns through [`TestApp`]: the real hosts on a log in memory.
 
+#![expect(missing_docs, reason = "actors of this test")]
+
 use std::time::Duration;
 
 use futures_util::StreamExt;
