@@ -37,7 +37,7 @@ pub(super) struct Promise {
 pub(super) struct Folder {
     path: PathBuf,
     /// Held for as long as the folder is used.
-    _lock: File,
+    lock: File,
 }
 
 impl Folder {
@@ -81,12 +81,18 @@ impl Folder {
                 failed(format!("it cannot be written: {e}; name a folder this user may write with --data"))
             })?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), lock }),
             Err(TryLockError::WouldBlock) => Err(failed(
                 "another process uses it; stop that one or name another folder with --data".into(),
             )),
             Err(TryLockError::Error(e)) => Err(failed(format!("it cannot be locked: {e}"))),
         }
+    }
+
+    /// Lets another node have the folder; this one does not touch it any more.
+    pub(super) fn release(&self) {
+        // Should it fail, the lock goes with the process.
+        let _ = self.lock.unlock();
     }
 
     /// The identity in the folder, or a new one for `node`.

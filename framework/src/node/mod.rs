@@ -27,6 +27,7 @@ use perennial_core::replication::{Proposal, StateMachine};
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use self::formation::{Formation, Plan};
 use self::identity::Folder;
@@ -38,7 +39,7 @@ use crate::host::{HostCounters, Hosts};
 use crate::link::tls::{self, Tls};
 use crate::link::{ClusterTransport, Control, Handlers, ItemStream, LinkConfig, LinkError, Transport};
 use crate::protocol::{Question, Response};
-use crate::replica::{GroupConfig, Refusal, Replica, ReplicaConfig, ReplicaHandle};
+use crate::replica::{GroupConfig, Refusal, Replica, ReplicaConfig, ReplicaFault, ReplicaHandle};
 use crate::router::{Network, Router, RouterCaller};
 use crate::status::ClusterStatus;
 
@@ -162,6 +163,7 @@ struct Inner {
     registry: Arc<Mutex<Registry>>,
     failed: watch::Sender<Option<String>>,
     stopping: CancellationToken,
+    tasks: TaskTracker,
     runtime: tokio::runtime::Handle,
 }
 
@@ -219,6 +221,7 @@ impl Node {
             registry: Arc::default(),
             failed: watch::Sender::new(None),
             stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
             runtime: tokio::runtime::Handle::current(),
         });
         let link_config = LinkConfig::default();
@@ -290,9 +293,13 @@ impl Node {
         if let Some(transport) = inner.transport.get() {
             transport.stop().await;
         }
+        // A replica that was being opened is open or given up after this.
+        inner.tasks.close();
+        inner.tasks.wait().await;
         if let Some(replica) = inner.replica.get().cloned() {
             let _ = tokio::task::spawn_blocking(move || replica.stop()).await;
         }
+        inner.folder.release();
     }
 
     /// Resolves when the node had to stop by itself, such as after a failed flush; says why.
@@ -346,7 +353,8 @@ impl Inner {
     /// Runs a task until the node stops.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stopping = self.stopping.clone();
-        self.runtime.spawn(async move { stopping.run_until_cancelled(task).await });
+        let task = async move { stopping.run_until_cancelled(task).await };
+        self.tasks.spawn_on(task, &self.runtime);
     }
 
     fn fail(&self, why: String) {
@@ -388,10 +396,14 @@ impl Inner {
         });
         let outbound = Arc::new(service::RaftOutbound::new(self));
         let sink = Arc::new(hosting::Sink::new(self));
-        let spawned =
-            tokio::task::spawn_blocking(move || Replica::spawn(config, machines, outbound, sink)).await;
-        let replica = spawned.map_err(|e| e.to_string())?.map_err(|e| chain(&e))?;
-        let _ = self.replica.set(replica.clone());
+        // Opened and kept in one piece, so that a stop in between finds it.
+        let keep = self.clone();
+        let opening = move || {
+            let replica = Replica::spawn(config, machines, outbound, sink)?;
+            Ok::<_, ReplicaFault>(keep.replica.get_or_init(|| replica).clone())
+        };
+        let opened = self.tasks.spawn_blocking_on(opening, &self.runtime).await;
+        let replica = opened.map_err(|e| e.to_string())?.map_err(|e| chain(&e))?;
         let groups = formed
             .groups_of(me)
             .map(|(group, replicas)| GroupConfig {

@@ -205,6 +205,10 @@ impl<S: RowStore> RowStore for BufferedRows<S> {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.store.wipe(group)
     }
+
+    fn close(&self) {
+        self.store.close();
+    }
 }
 
 fn as_slice(bound: &Bound<Vec<u8>>) -> Bound<&[u8]> {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use perennial_core::id::{GroupId, LogIndex, Term};
@@ -44,6 +44,9 @@ pub enum RowError {
     /// A staged snapshot could not be read back.
     #[error("a received snapshot could not be read back; check the disk")]
     Staged(#[source] std::io::Error),
+    /// The store has been closed.
+    #[error("the row store is closed: the replica has stopped")]
+    Closed,
 }
 
 /// The checkpoint of a group: up to where its rows are applied, and its machine's state there.
@@ -124,6 +127,8 @@ pub trait RowStore: Send + Sync {
     /// # Errors
     /// [`RowError`] when the store failed.
     fn wipe(&self, group: GroupId) -> Result<(), RowError>;
+    /// Lets go of the folder, whoever still holds the store; what is asked later is [`RowError::Closed`].
+    fn close(&self);
 }
 
 fn full_key(tag: u8, group: GroupId, key: &[u8]) -> Vec<u8> {
@@ -176,6 +181,11 @@ fn outcome(
 
 /// Rows on disk.
 pub struct FjallRows {
+    /// `None` once closed.
+    opened: RwLock<Option<Opened>>,
+}
+
+struct Opened {
     db: Database,
     rows: Keyspace,
     dir: PathBuf,
@@ -194,7 +204,21 @@ impl FjallRows {
             .open()?;
         let rows =
             db.keyspace(KEYSPACE, || KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes))?;
-        Ok(Self { db, rows, dir: dir.to_owned() })
+        Ok(Self { opened: RwLock::new(Some(Opened { db, rows, dir: dir.to_owned() })) })
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&Opened) -> Result<T, RowError>) -> Result<T, RowError> {
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        f(opened.as_ref().ok_or(RowError::Closed)?)
+    }
+}
+
+impl Opened {
+    fn range(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<Row, RowError>> + use<> {
+        self.db.snapshot().range(&self.rows, from..to).map(|guard| {
+            let (key, value) = guard.into_inner()?;
+            Ok((relative(&key), value.to_vec()))
+        })
     }
 
     fn keys_in(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, RowError> {
@@ -218,7 +242,7 @@ impl FjallRows {
 
 impl RowStore for FjallRows {
     fn get(&self, group: GroupId, key: &[u8]) -> Result<Option<Vec<u8>>, RowError> {
-        Ok(self.rows.get(full_key(TAG_ROW, group, key))?.map(|value| value.to_vec()))
+        self.with(|at| Ok(at.rows.get(full_key(TAG_ROW, group, key))?.map(|value| value.to_vec())))
     }
 
     fn scan(
@@ -233,66 +257,73 @@ impl RowStore for FjallRows {
         if from >= to {
             return Ok(Vec::new());
         }
-        let rows = self.db.snapshot().range(&self.rows, from..to).take(limit);
-        rows.map(|guard| {
-            let (key, value) = guard.into_inner()?;
-            Ok((relative(&key), value.to_vec()))
-        })
-        .collect()
+        self.with(|at| at.range(&from, &to).take(limit).collect())
     }
 
     fn snapshot(&self, group: GroupId) -> RowIter {
-        let range = full_key(TAG_ROW, group, &[])..rows_end(group);
-        Box::new(self.db.snapshot().range(&self.rows, range).map(|guard| {
-            let (key, value) = guard.into_inner()?;
-            Ok((relative(&key), value.to_vec()))
-        }))
+        match self.with(|at| Ok(at.range(&full_key(TAG_ROW, group, &[]), &rows_end(group)))) {
+            Ok(rows) => Box::new(rows),
+            Err(error) => Box::new(std::iter::once(Err(error))),
+        }
     }
 
     fn write(&self, batch: Vec<(GroupId, Vec<RowOp>)>) -> Result<(), RowError> {
-        let outcome = outcome(batch, |from, to| self.keys_in(from, to, usize::MAX))?;
-        let mut write = self.db.batch();
-        for (key, value) in outcome {
-            match value {
-                Some(value) => write.insert(&self.rows, key, value),
-                None => write.remove(&self.rows, key),
+        self.with(|at| {
+            let outcome = outcome(batch, |from, to| at.keys_in(from, to, usize::MAX))?;
+            let mut write = at.db.batch();
+            for (key, value) in outcome {
+                match value {
+                    Some(value) => write.insert(&at.rows, key, value),
+                    None => write.remove(&at.rows, key),
+                }
             }
-        }
-        Ok(write.commit()?)
+            Ok(write.commit()?)
+        })
     }
 
     fn meta(&self, group: GroupId) -> Result<Option<GroupMeta>, RowError> {
-        let Some(bytes) = self.rows.get(full_key(TAG_META, group, &[]))? else { return Ok(None) };
+        let stored = self.with(|at| Ok(at.rows.get(full_key(TAG_META, group, &[]))?))?;
+        let Some(bytes) = stored else { return Ok(None) };
         GroupMeta::decode(&bytes).map(Some).ok_or(RowError::Meta(group))
     }
 
     fn put_meta(&self, metas: &[(GroupId, GroupMeta)]) -> Result<(), RowError> {
-        let mut write = self.db.batch();
-        for (group, meta) in metas {
-            write.insert(&self.rows, full_key(TAG_META, *group, &[]), meta.encode());
-        }
-        Ok(write.commit()?)
+        self.with(|at| {
+            let mut write = at.db.batch();
+            for (group, meta) in metas {
+                write.insert(&at.rows, full_key(TAG_META, *group, &[]), meta.encode());
+            }
+            Ok(write.commit()?)
+        })
     }
 
     fn sync(&self) -> Result<(), RowError> {
-        self.db.persist(PersistMode::Buffer)?;
-        // Only a head start: the flush that counts is the next one.
-        let _ = self.flush_ahead();
-        Ok(self.db.persist(PersistMode::SyncAll)?)
+        self.with(|at| {
+            at.db.persist(PersistMode::Buffer)?;
+            // Only a head start: the flush that counts is the next one.
+            let _ = at.flush_ahead();
+            Ok(at.db.persist(PersistMode::SyncAll)?)
+        })
     }
 
     fn wipe(&self, group: GroupId) -> Result<(), RowError> {
-        self.rows.remove(full_key(TAG_META, group, &[]))?;
-        loop {
-            let keys = self.keys_in(&full_key(TAG_ROW, group, &[]), &rows_end(group), WIPE_ROWS)?;
-            let done = keys.len() < WIPE_ROWS;
-            let mut write = self.db.batch();
-            keys.into_iter().for_each(|key| write.remove(&self.rows, key));
-            write.commit()?;
-            if done {
-                return Ok(());
+        self.with(|at| {
+            at.rows.remove(full_key(TAG_META, group, &[]))?;
+            loop {
+                let keys = at.keys_in(&full_key(TAG_ROW, group, &[]), &rows_end(group), WIPE_ROWS)?;
+                let done = keys.len() < WIPE_ROWS;
+                let mut write = at.db.batch();
+                keys.into_iter().for_each(|key| write.remove(&at.rows, key));
+                write.commit()?;
+                if done {
+                    return Ok(());
+                }
             }
-        }
+        })
+    }
+
+    fn close(&self) {
+        *self.opened.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -373,6 +404,8 @@ impl RowStore for MemoryRows {
         rows.remove(&full_key(TAG_META, group, &[]));
         Ok(())
     }
+
+    fn close(&self) {}
 }
 
 #[cfg(test)]
@@ -429,16 +462,22 @@ mod tests {
     }
 
     #[test]
-    fn rows_and_checkpoints_survive_a_restart() {
+    fn rows_and_checkpoints_are_there_when_the_folder_of_a_closed_store_is_opened() {
         let dir = tempfile::tempdir().unwrap();
         let g = GroupId::SYSTEM;
         let meta = GroupMeta { applied: LogIndex(1), term: Term(1), machine: vec![] };
-        {
+        let _closed = {
             let store = FjallRows::open(dir.path(), 1 << 20, 1 << 20).unwrap();
             store.write(vec![(g, vec![put("k", "v")])]).unwrap();
             store.put_meta(&[(g, meta.clone())]).unwrap();
             store.sync().unwrap();
-        }
+            let taken = FjallRows::open(dir.path(), 1 << 20, 1 << 20).err().expect("the folder is in use");
+            assert!(matches!(taken, RowError::Store(fjall::Error::Locked)), "{taken:?}");
+            store.close();
+            assert!(matches!(store.get(g, b"k"), Err(RowError::Closed)));
+            assert!(matches!(store.snapshot(g).next(), Some(Err(RowError::Closed))));
+            store
+        };
         let store = FjallRows::open(dir.path(), 1 << 20, 1 << 20).unwrap();
         assert_eq!(store.get(g, b"k").unwrap(), Some(b"v".to_vec()));
         assert_eq!(store.meta(g).unwrap(), Some(meta));

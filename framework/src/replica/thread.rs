@@ -121,15 +121,16 @@ impl Replica {
             row_jobs,
             send_jobs,
         };
-        worker.recover()?;
+        worker.recover().inspect_err(|_| rows.close())?;
         let thread = std::thread::Builder::new().name("replica".into()).spawn(move || {
-            let inbox = worker.inbox.clone();
+            let (inbox, rows) = (worker.inbox.clone(), worker.rows.clone());
             let ended = std::panic::catch_unwind(AssertUnwindSafe(|| worker.run()));
             inbox.close();
             stopping.store(true, Ordering::Relaxed);
             // The helpers end when their queues close, which the worker's end has done.
             let _ = row_helper.join();
             let _ = send_helper.join();
+            rows.close();
             match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(fault)) => sink.failed(fault),
