@@ -10,7 +10,7 @@ use perennial::core::id::{RequestId, SessionId};
 use serde_json::Value;
 
 /// The request id of a key: the hash of actor, handler, key and arguments, in which the order of names
-/// does not matter.
+/// does not matter. A key used again with other arguments is another request: it runs.
 pub(crate) fn keyed_request(target: &ActorId, method: &str, key: &[u8], mut arguments: Value) -> RequestId {
     arguments.sort_all_objects();
     let canonical = arguments.to_string();

@@ -20,8 +20,6 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use perennial::actor::{Answer, Args};
 use perennial::call::{ActorId, Answered, Outbound};
-use perennial::core::hash::wide_hash;
-use perennial::core::id::{RequestId, SessionId};
 use perennial::error::Applied;
 use perennial::{Fault, Format};
 use serde_json::{Value, json};
@@ -33,6 +31,7 @@ use super::{
     CALL_TIMEOUT_MAX, Gate, GatewayError, IDEMPOTENCY_KEY_BYTES_MAX, Limit, arguments, metrics, origin,
     pages, sse,
 };
+use crate::idempotency::keyed_request;
 
 /// Request header: makes a write safe to repeat.
 pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -122,7 +121,10 @@ async fn write(
     let timeout = timeout(&gate, &headers)?;
     let permit = gate.admit(Limit::Calls)?;
     let args = arguments::from_body(read_body(&gate, &headers, body).await?)?;
-    let request = idempotency_key.map(|key| keyed_request(&target, &method, key, &args)).transpose()?;
+    let request = match idempotency_key {
+        Some(key) => Some(keyed_request(&target, &method, key, parsed(&args)?)),
+        None => None,
+    };
     let args = Args { format: Format::Json, bytes: args };
     let outbound = Outbound {
         target,
@@ -224,26 +226,12 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&[u8]>, Problem> {
     })
 }
 
-/// The request id of an `Idempotency-Key`: the hash of actor, handler, key and arguments.
-///
-/// A key is scoped to one handler of one actor. The arguments are part of the id (as JSON values: order
-/// of names and white space do not matter), so that a repeated request gets its first reply, and a key
-/// that is used again with *other* arguments is another request: it runs, and never gets a reply that
-/// belongs to something else.
-fn keyed_request(target: &ActorId, method: &str, key: &[u8], args: &[u8]) -> Result<RequestId, Problem> {
-    let mut value = if args.is_empty() {
-        Value::Object(serde_json::Map::new())
-    } else {
-        serde_json::from_slice::<Value>(args).map_err(Problem::BadJson)?
-    };
-    value.sort_all_objects();
-    let canonical = value.to_string();
-    let mut bytes = Vec::with_capacity(canonical.len() + 256);
-    for part in [&b"idem"[..], target.as_str().as_bytes(), method.as_bytes(), key, canonical.as_bytes()] {
-        bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
-        bytes.extend_from_slice(part);
+/// The arguments of a body, whichever way their names are ordered and their white space is laid out.
+fn parsed(args: &[u8]) -> Result<Value, Problem> {
+    if args.is_empty() {
+        return Ok(Value::Object(serde_json::Map::new()));
     }
-    Ok(RequestId { session: SessionId(wide_hash(&bytes)), seq: 0 })
+    serde_json::from_slice(args).map_err(Problem::BadJson)
 }
 
 async fn read_body(gate: &Gate, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
