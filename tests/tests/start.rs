@@ -46,6 +46,33 @@ async fn a_cluster_waits_for_its_third_node_says_so_and_forms_when_it_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_halves_that_expect_too_few_do_not_form_two_clusters() {
+    let mut cluster = Cluster::prepared(4, app());
+    for config in &mut cluster.configs {
+        config.bootstrap_expect = 2;
+    }
+    cluster.start(2).await;
+    cluster.start(3).await;
+    until("two of four addresses are no majority", async || {
+        let missing = |at: usize| cluster.node(at).ready().err().filter(|why| why.contains("2 of 3 found"));
+        missing(2).and(missing(3))
+    })
+    .await;
+    cluster.start(0).await;
+    cluster.start(1).await;
+    until("all four are members of one cluster", async || {
+        let mut clusters = Vec::new();
+        for node in cluster.nodes.iter().flatten() {
+            let status = node.status().await;
+            clusters.push((status.members.len() == 4).then_some(status.cluster)?);
+        }
+        clusters.windows(2).all(|pair| pair[0] == pair[1]).then_some(())
+    })
+    .await;
+    assert_eq!(cluster.client().await.get::<Counter>("a").add(1).timeout(CALL_MAX).await, Ok(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_returns_at_another_address_is_found_there() {
     let mut cluster = Cluster::started(3, app()).await;
     let client = cluster.client().await;

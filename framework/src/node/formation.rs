@@ -3,17 +3,20 @@
 //! Nodes that belong to no cluster ask the addresses they were given who is there. Once as many as
 //! expected have found each other, the one with the lowest node id forms the cluster: every one of them
 //! promises, durably, to be formed by it alone; then it writes down the first state itself and hands it
-//! to the others. All have to promise, so two clusters cannot come out of one set of nodes. A node that
-//! meets a formed cluster joins it instead. Never touches a node that belongs to a cluster already.
+//! to the others. All have to promise, and a majority of the addresses to join are among them, so two
+//! clusters cannot come out of nodes that were given the same addresses. An initiator that has formed
+//! nothing yet yields to a lower id; those who promised to it learn that by asking, and are free again.
+//! A node that meets a formed cluster joins it instead. Never touches a node that belongs to a cluster
+//! already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use perennial_core::hash::{HASH_VERSION, PartitionCount};
-use perennial_core::id::{ClusterId, NodeId};
+use perennial_core::id::{ClusterId, Epoch, NodeId};
 use perennial_core::membership::MemberSpec;
 use perennial_core::placement::{ClusterMeta, ClusterState, form};
 use serde::{Deserialize, Serialize};
@@ -45,8 +48,14 @@ pub(super) enum JoinQuestion {
 /// An answer on the join lane.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum JoinAnswer {
-    /// Who is here, what it belongs to, and whom it knows.
-    Hello { spec: MemberSpec, cluster: Option<Box<ClusterState>>, known: Vec<MemberSpec> },
+    /// Who is here, what it belongs to (for a founder: in its first state), whom it knows, and whom it has
+    /// promised to be formed by.
+    Hello {
+        spec: MemberSpec,
+        cluster: Option<Box<ClusterState>>,
+        known: Vec<MemberSpec>,
+        promise: Option<Promise>,
+    },
     /// Promised, by this node.
     Promised(MemberSpec),
     /// The cluster is formed here.
@@ -62,6 +71,8 @@ pub(super) struct Formation {
     identity: Mutex<Identity>,
     /// Nodes met, by id.
     met: Mutex<BTreeMap<NodeId, MemberSpec>>,
+    /// Who answered at each address to join.
+    at: Mutex<BTreeMap<String, NodeId>>,
     /// The cluster as formed, once it is.
     pub(super) formed: watch::Sender<Option<ClusterState>>,
     /// The newest state known, for those who ask.
@@ -82,6 +93,25 @@ pub(super) struct Plan {
     pub(super) replication: u8,
 }
 
+impl Plan {
+    fn addresses(&self) -> usize {
+        self.join.iter().collect::<BTreeSet<_>>().len()
+    }
+
+    /// How many of the addresses to join must be among the founders.
+    fn majority(&self) -> usize {
+        match self.addresses() {
+            0 => 0,
+            n => n / 2 + 1,
+        }
+    }
+
+    /// How many nodes form the cluster.
+    fn founders(&self) -> usize {
+        self.expect.max(self.majority())
+    }
+}
+
 impl Formation {
     pub(super) fn new(
         spec: MemberSpec,
@@ -97,6 +127,7 @@ impl Formation {
             folder,
             identity: Mutex::new(identity),
             met: Mutex::default(),
+            at: Mutex::default(),
             formed,
             current,
             waiting,
@@ -133,6 +164,10 @@ impl Formation {
         }
     }
 
+    fn found(&self, address: &str, node: NodeId) {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner).insert(address.to_owned(), node);
+    }
+
     fn met(&self) -> BTreeMap<NodeId, MemberSpec> {
         self.met.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -148,19 +183,32 @@ impl Formation {
                     // It asks again; whether this attempt is taken does not matter.
                     let _ = self.admit.try_send(spec);
                 }
-                let known = self.met().into_values().collect();
-                JoinAnswer::Hello { spec: self.spec.clone(), cluster: cluster.map(Box::new), known }
+                // A founder's log begins with the first state: it must not start from a later one.
+                let first = self.formed.borrow().clone();
+                let first = first.filter(|c| c.table.epoch == Epoch(1) && c.members.by_node(from).is_some());
+                self.hello(first.or(cluster))
             }
             Ok(JoinQuestion::Promise(initiator, nonce)) if initiator == *from => {
                 self.promise(initiator, nonce)
             }
             Ok(JoinQuestion::Form(nonce, state)) => self.take(from, nonce, *state),
-            Ok(JoinQuestion::Nothing) => {
-                JoinAnswer::Hello { spec: self.spec.clone(), cluster: None, known: Vec::new() }
-            }
+            Ok(JoinQuestion::Nothing) => self.hello(None),
             Ok(_) => JoinAnswer::Refused(format!("the question names another node than {from}")),
         };
         encode(&answer)
+    }
+
+    fn hello(&self, cluster: Option<ClusterState>) -> JoinAnswer {
+        JoinAnswer::Hello {
+            spec: self.spec.clone(),
+            cluster: cluster.map(Box::new),
+            known: self.met().into_values().collect(),
+            promise: self.promised(),
+        }
+    }
+
+    fn promised(&self) -> Option<Promise> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner).promise.clone()
     }
 
     fn promise(&self, initiator: NodeId, nonce: u64) -> JoinAnswer {
@@ -169,9 +217,10 @@ impl Formation {
             return JoinAnswer::Refused("it belongs to a cluster already".into());
         }
         // A promise binds to one initiator. The same one may ask again: had it formed anything with the
-        // old number, it would be formed itself and ask no more.
+        // old number, it would be formed itself and ask no more. A promise to itself it may take back.
         if let Some(promise) = &identity.promise
             && promise.initiator != initiator
+            && (promise.initiator != self.spec.node || initiator > self.spec.node)
         {
             return JoinAnswer::Refused(format!("it has promised to be formed by {}", promise.initiator));
         }
@@ -182,6 +231,18 @@ impl Formation {
                 JoinAnswer::Promised(self.spec.clone())
             }
             Err(error) => JoinAnswer::Refused(format!("its promise cannot be stored: {error}")),
+        }
+    }
+
+    /// Takes a promise back that its initiator holds no more: it can never form anything with it.
+    fn release(&self, seen: &Promise) {
+        let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        if identity.formed.is_none() && identity.promise.as_ref() == Some(seen) {
+            let free = Identity { promise: None, ..identity.clone() };
+            match self.folder.store(&free) {
+                Ok(()) => *identity = free,
+                Err(error) => tracing::warn!(%error, "a promise that is over cannot be taken back"),
+            }
         }
     }
 
@@ -295,18 +356,30 @@ impl Formation {
         addresses.dedup();
         addresses.retain(|address| *address != self.spec.address);
         let hello = JoinQuestion::Hello(self.spec.clone());
+        // Noted before asking: its initiator held it then.
+        let bound = self.promised();
         let asked = addresses.iter().map(|address| self.ask(address, &hello, tls, config));
         let mut round = Round { clusters: Vec::new(), failure: None };
         for (address, answer) in addresses.iter().zip(futures_util::future::join_all(asked).await) {
             match answer {
-                Ok(JoinAnswer::Hello { spec, cluster, known }) => {
+                Ok(JoinAnswer::Hello { spec, cluster, known, promise }) => {
+                    self.found(address, spec.node.clone());
+                    if let Some(bound) = &bound
+                        && bound.initiator == spec.node
+                        && cluster.is_none()
+                        && promise.as_ref() != Some(bound)
+                    {
+                        self.release(bound);
+                    }
                     self.meet(spec);
                     known.into_iter().for_each(|spec| self.meet(spec));
                     round.clusters.extend(cluster.map(|cluster| *cluster));
                 }
                 Ok(JoinAnswer::Refused(why)) => round.failure = Some(format!("{address}: {why}")),
                 Ok(_) => {}
-                Err(DialError::TurnedAway { refusal: crate::link::Refusal::OwnNode(_), .. }) => {}
+                Err(DialError::TurnedAway { refusal: crate::link::Refusal::OwnNode(_), .. }) => {
+                    self.found(address, self.spec.node.clone());
+                }
                 Err(error) => round.failure = Some(error.to_string()),
             }
         }
@@ -328,32 +401,54 @@ impl Formation {
         if let Some(cluster) = round.clusters.into_iter().next() {
             return self.join(cluster);
         }
-        let met = self.met();
-        let found = met.len() + 1;
-        if found < plan.expect {
-            let more = plan.expect - found;
-            let names: Vec<_> =
-                std::iter::once(&self.spec.node).chain(met.keys()).map(ToString::to_string).collect();
-            let failure = round.failure.map(|why| format!("; last failure: {why}")).unwrap_or_default();
+        let mut specs: BTreeMap<_, _> = self.met();
+        specs.insert(self.spec.node.clone(), self.spec.clone());
+        let seeds = self.seeds(&plan.join);
+        let founders = plan.founders();
+        let failure =
+            || round.failure.as_ref().map(|why| format!("; last failure: {why}")).unwrap_or_default();
+        if specs.len() < founders {
+            let more = founders - specs.len();
+            let names: Vec<_> = specs.keys().map(ToString::to_string).collect();
             self.wait_for(format!(
-                "waiting for {more} more node{} ({found} of {} found: {}){failure}",
+                "waiting for {more} more node{} ({} of {founders} found: {}){}",
                 if more == 1 { "" } else { "s" },
-                plan.expect,
+                specs.len(),
                 names.join(", "),
+                failure(),
             ));
             return Ok(());
         }
-        // The lowest ids make the cluster; whoever is met beyond that joins it afterwards.
-        let mut specs: BTreeMap<_, _> = met;
-        specs.insert(self.spec.node.clone(), self.spec.clone());
-        let chosen: Vec<_> = specs.into_values().take(plan.expect).collect();
-        let Some(initiator) = chosen.first().map(|spec| spec.node.clone()) else { return Ok(()) };
-        if initiator != self.spec.node {
+        // Those at the addresses to join come first, then the lowest ids; whoever is met beyond that joins
+        // the cluster afterwards.
+        let mut chosen: Vec<_> = specs.into_values().collect();
+        chosen.sort_by_key(|spec| (!seeds.contains(&spec.node), spec.node.clone()));
+        chosen.truncate(founders);
+        let among = seeds.iter().filter(|node| chosen.iter().any(|spec| spec.node == **node)).count();
+        if among < plan.majority() {
+            self.wait_for(format!(
+                "waiting for nodes at {} more of the {} addresses to join, a majority is needed{}",
+                plan.majority() - among,
+                plan.addresses(),
+                failure(),
+            ));
+            return Ok(());
+        }
+        let Some(initiator) = chosen.iter().map(|spec| &spec.node).min() else { return Ok(()) };
+        if *initiator != self.spec.node {
             self.wait_for(format!("waiting for {initiator} to form the cluster"));
             return Ok(());
         }
         self.initiate(plan, chosen, tls, config).await;
         Ok(())
+    }
+
+    /// The nodes found at the addresses to join, one for each address.
+    fn seeds(&self, join: &[String]) -> Vec<NodeId> {
+        let at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = |address: &String| (*address == self.spec.address).then(|| self.spec.node.clone());
+        let join: BTreeSet<_> = join.iter().collect();
+        join.into_iter().filter_map(|address| own(address).or_else(|| at.get(address).cloned())).collect()
     }
 
     fn join(&self, cluster: ClusterState) -> Result<(), String> {
@@ -375,6 +470,14 @@ impl Formation {
                  name the folder of {0} with --data, or give this node an id of its own",
                 self.spec.node, cluster.meta.cluster.0
             ));
+        }
+        if identity.formed.is_none()
+            && cluster.table.epoch != Epoch(1)
+            && cluster.groups_of(me).next().is_some()
+        {
+            // Whoever gave this answer is no founder; the others have the first state.
+            self.wait_for(format!("waiting for a founder of cluster {:032x}", cluster.meta.cluster.0));
+            return Ok(());
         }
         if identity.formed.is_none()
             && let Err(error) = self.adopt(&mut identity, cluster)
@@ -417,6 +520,9 @@ impl Formation {
         {
             // From here on the cluster exists: this node alone may hand out its first state.
             let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+            if identity.promise.as_ref().is_none_or(|p| p.initiator != self.spec.node || p.nonce != nonce) {
+                return; // It has yielded to another one meanwhile.
+            }
             if let Err(error) = self.adopt(&mut identity, state.clone()) {
                 self.wait_for(format!("the cluster cannot be stored: {error}"));
                 return;
@@ -434,4 +540,72 @@ impl Formation {
 struct Round {
     clusters: Vec<ClusterState>,
     failure: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn formation(node: &str) -> (tempfile::TempDir, Arc<Formation>) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Arc::new(Folder::open(&dir.path().join("data")).unwrap());
+        let node = NodeId::new(node).unwrap();
+        let identity = folder.identity(&node).unwrap();
+        let spec = MemberSpec::new(node, format!("127.0.0.1:{}", 7000));
+        let formation =
+            Formation::new(spec, folder, identity, watch::Sender::new(None).subscribe(), mpsc::channel(1).0);
+        (dir, formation)
+    }
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_promise_binds_to_one_initiator_and_one_to_itself_yields_to_a_lower_id() {
+        let (_dir, n2) = formation("n2");
+        let promised =
+            |initiator: &str, nonce| matches!(n2.promise(node(initiator), nonce), JoinAnswer::Promised(_));
+        assert!(promised("n2", 1), "to itself");
+        assert!(!promised("n3", 2), "a higher id does not come between");
+        assert!(promised("n1", 3), "a lower one does");
+        assert!(!promised("n2", 4) && !promised("n0", 5), "and that one binds");
+        assert!(promised("n1", 6), "its initiator may begin anew");
+        assert_eq!(n2.promised(), Some(Promise { initiator: node("n1"), nonce: 6 }));
+    }
+
+    #[test]
+    fn a_promise_is_taken_back_only_as_it_was_seen() {
+        let (_dir, n3) = formation("n3");
+        n3.promise(node("n2"), 1);
+        let old = n3.promised().unwrap();
+        n3.promise(node("n2"), 2);
+        n3.release(&old);
+        assert_eq!(
+            n3.promised(),
+            Some(Promise { initiator: node("n2"), nonce: 2 }),
+            "it was renewed meanwhile"
+        );
+        n3.release(&n3.promised().unwrap());
+        assert_eq!(n3.promised(), None);
+        assert!(matches!(n3.promise(node("n1"), 3), JoinAnswer::Promised(_)));
+    }
+
+    #[test]
+    fn a_majority_of_the_addresses_to_join_founds_the_cluster() {
+        let plan = |expect, join: &[&str]| Plan {
+            join: join.iter().map(ToString::to_string).collect(),
+            expect,
+            partitions: PartitionCount::DEFAULT,
+            replication: 3,
+        };
+        for (expect, join, founders) in [
+            (1, &[][..], 1),
+            (3, &["a"], 3),
+            (3, &["a", "b", "c", "d", "e", "f"], 4),
+            (1, &["a", "b", "a"], 2),
+        ] {
+            assert_eq!(plan(expect, join).founders(), founders, "{expect} {join:?}");
+        }
+    }
 }
