@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use perennial_core::hash::{PartitionCount, partition_of};
 use perennial_core::id::{ActorId, MemberId, NodeId, PartitionId, Term};
 use perennial_core::placement::ClusterState;
 use perennial_core::routing::{Decision, Routes};
@@ -57,7 +58,9 @@ pub(crate) struct Router {
     changed: Notify,
     hosts: Arc<Hosts>,
     network: OnceLock<Arc<dyn Network>>,
-    session: Arc<Session>,
+    /// The caller's sessions, one for each part of the key space, so that a slow call holds back the mark
+    /// of replies to be forgotten only there.
+    sessions: Vec<Arc<Session>>,
     /// Since when members that were linked once are out of reach.
     down: RwLock<BTreeMap<NodeId, Instant>>,
     started: Instant,
@@ -108,10 +111,14 @@ impl Router {
             changed: Notify::new(),
             hosts,
             network: OnceLock::new(),
-            session: Session::new(),
+            sessions: PartitionCount::DEFAULT.iter().map(|_| Session::new()).collect(),
             down: RwLock::default(),
             started: tokio::time::Instant::now().into_std(),
         })
+    }
+
+    fn session(&self, target: &ActorId) -> &Arc<Session> {
+        &self.sessions[partition_of(target, PartitionCount::DEFAULT).0 as usize]
     }
 
     /// Connects the router to the network; once.
@@ -229,13 +236,14 @@ impl Router {
         declined: &[MemberId],
     ) -> Attempt {
         let left = call.deadline.saturating_duration_since(tokio::time::Instant::now().into_std());
+        let session = self.session(&call.target);
         let wire = || CallRequest {
             target: call.target.clone(),
             method: call.method.clone(),
             format: call.args.format,
             args: call.args.bytes.clone(),
             request,
-            ack_below: if request.session == self.session.id() { self.session.ack_below() } else { 0 },
+            ack_below: if request.session == session.id() { session.ack_below() } else { 0 },
             keyed: call.keyed || !call.path.is_empty(),
             read_only: call.read_only,
             path: call.path.clone(),
@@ -369,7 +377,7 @@ impl Router {
     }
 
     async fn route(&self, call: Outbound) -> Answered {
-        let ticket = call.request.is_none().then(|| self.session.begin());
+        let ticket = call.request.is_none().then(|| self.session(&call.target).begin());
         let Some(request) = call.request.or(ticket.as_ref().map(|t| t.request())) else {
             unreachable!("a call has an id or gets one");
         };

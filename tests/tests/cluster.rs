@@ -77,6 +77,30 @@ fn key(number: usize) -> String {
 }
 
 /// Where an actor's leader is, as a call tells it.
+/// Fails to come to life the first time.
+#[data]
+pub struct Fragile {
+    pings: u64,
+}
+
+static BROKEN: AtomicBool = AtomicBool::new(true);
+
+impl Default for Fragile {
+    fn default() -> Self {
+        assert!(!BROKEN.swap(false, Ordering::SeqCst), "not this time");
+        Self { pings: 0 }
+    }
+}
+
+#[actor]
+impl Fragile {
+    /// Counts.
+    pub fn ping(&mut self) -> u64 {
+        self.pings += 1;
+        self.pings
+    }
+}
+
 async fn leader_of(cluster: &Cluster, client: &Client, key: &str) -> usize {
     let (sum, node, _) = client.get::<Ledger>(key).sum().timeout(CALL_MAX).detailed().await;
     sum.unwrap();
@@ -239,6 +263,18 @@ async fn a_minority_refuses_writes_and_reads_and_serves_again_when_the_others_ar
             "refused is not applied"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_outside_a_handler_does_not_take_the_partition_away() {
+    let cluster = Cluster::started(3, app().actor::<Fragile>()).await;
+    let client = cluster.client().await;
+    let fragile = client.get::<Fragile>("f");
+    // Whether this call is told of it or not, it has not run.
+    let first = fragile.ping().timeout(PATIENCE).await;
+    let second = fragile.ping().timeout(PATIENCE).await;
+    let expected = if first.is_ok() { (Ok(1), Ok(2)) } else { (first.clone(), Ok(1)) };
+    assert_eq!((first, second), expected);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

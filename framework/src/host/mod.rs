@@ -116,6 +116,8 @@ impl Drop for ReplyTo {
 
 /// What a host is told.
 pub(crate) enum HostMessage {
+    /// It has been entered: what the log answers reaches it from here on.
+    Begin,
     /// A call.
     Call(HostCall, ReplyTo),
     /// Messages from another partition, and where to say how far they are applied.
@@ -258,11 +260,18 @@ impl Hosts {
         }
     }
 
-    /// Enters the host of a new epoch and ends the one before it.
+    /// Enters the host of a new epoch, lets it begin, and ends the one before it.
     pub(crate) fn open(&self, host: HostHandle) {
-        if let Some(before) = self.by_partition.insert(host.partition, host) {
+        if let Some(before) = self.by_partition.insert(host.partition, host.clone()) {
             before.stop();
         }
+        host.tell(HostMessage::Begin);
+    }
+
+    /// The partition and the epoch of a host that should be running.
+    pub(crate) fn find(&self, host: ractor::ActorId) -> Option<(PartitionId, Term)> {
+        let found = self.by_partition.iter().find(|at| at.mailbox.get_id() == host);
+        found.map(|at| (at.partition, at.epoch))
     }
 
     /// Ends the host of an epoch, if it is still the current one.
@@ -330,9 +339,7 @@ impl ractor::Actor for HostActor {
         myself: ActorRef<HostMessage>,
         (opening, resident): Self::Arguments,
     ) -> Result<Host, ActorProcessingErr> {
-        let mut host = Host::new(opening, myself, resident);
-        host.begin();
-        Ok(host)
+        Ok(Host::new(opening, myself, resident))
     }
 
     async fn handle(

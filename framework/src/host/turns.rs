@@ -126,7 +126,7 @@ impl Host {
     }
 
     /// Takes up what the epoch before left: messages on their way and reminders.
-    pub(super) fn begin(&mut self) {
+    fn begin(&mut self) {
         self.pump_lines();
         self.fire_reminders();
         self.plan_sweep();
@@ -134,6 +134,7 @@ impl Host {
 
     pub(super) fn on(&mut self, message: HostMessage) {
         match message {
+            HostMessage::Begin => self.begin(),
             HostMessage::Call(call, reply) => self.on_call(call, reply),
             HostMessage::Deliver(delivery, ack) => self.on_deliver(delivery, ack),
             HostMessage::TurnDone(done) => self.on_turn_done(*done),

@@ -3,45 +3,26 @@
 //! Owns the supervisor of the hosts. Openings and closings go through one queue, in order; what is
 //! applied or confirmed goes straight to the host of that epoch.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use perennial_core::id::{GroupId, LogIndex, PartitionId, Term};
+use bytes::Bytes;
+use perennial_core::id::{GroupId, LogIndex, PartitionId, RecordSeq, Term};
 use perennial_core::partition::apply::read_meta;
-use perennial_core::replication::Role;
+use perennial_core::replication::{Proposal, Role};
 use ractor::{ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::mpsc;
 
 use super::{Inner, ReplicaLog};
 use crate::clock::Clock;
-use crate::host::{self, HostMessage, HostShared, Opening};
+use crate::host::{self, HostMessage, HostShared, Log as _, Opening};
 use crate::replica::{GroupEvent, GroupSink, ReplicaFault};
 use crate::router::RouterCaller;
 
 /// The beginning or the end of an epoch led here.
 pub(super) enum Lifecycle {
-    Opened { group: GroupId, epoch: Term, meta: Vec<u8> },
+    Opened { group: GroupId, epoch: Term, meta: Vec<u8>, applied: LogIndex },
     Closed { group: GroupId, epoch: Term },
-}
-
-/// Applied index of each partition here.
-pub(super) struct AppliedIndexes(Vec<AtomicU64>);
-
-impl AppliedIndexes {
-    pub(super) fn new(partitions: u32) -> Self {
-        Self((0..partitions).map(|_| AtomicU64::new(0)).collect())
-    }
-
-    fn set(&self, partition: PartitionId, index: LogIndex) {
-        if let Some(slot) = self.0.get(partition.0 as usize) {
-            slot.store(index.0, Ordering::Release);
-        }
-    }
-
-    fn get(&self, partition: PartitionId) -> LogIndex {
-        LogIndex(self.0.get(partition.0 as usize).map_or(0, |slot| slot.load(Ordering::Acquire)))
-    }
 }
 
 /// Takes the replica's events; runs on its thread.
@@ -62,15 +43,16 @@ impl GroupSink for Sink {
                 Some(partition) => inner.router.leader(partition, term, leader),
                 None => drop(inner.system_leader.send_replace(leader)),
             },
-            GroupEvent::Opened { term, meta } => lifecycle(Lifecycle::Opened { group, epoch: term, meta }),
+            GroupEvent::Opened { term, meta, applied } => {
+                lifecycle(Lifecycle::Opened { group, epoch: term, meta, applied });
+            }
             GroupEvent::Closed { term } => lifecycle(Lifecycle::Closed { group, epoch: term }),
             GroupEvent::Refused { epoch, .. } => lifecycle(Lifecycle::Closed { group, epoch }),
             GroupEvent::Applied { index, term, next_seq } => match group.partition() {
                 Some(partition) => {
-                    inner.applied.set(partition, index);
                     inner.hosts.tell(partition, term, HostMessage::Applied { index, next_seq });
                 }
-                None => inner.system.applied(next_seq),
+                None => inner.system.applied(term, next_seq),
             },
             GroupEvent::ReadConfirmed { epoch, ctx } => {
                 if let Some(partition) = group.partition() {
@@ -91,15 +73,17 @@ impl GroupSink for Sink {
 
 /// Opens and closes hosts as epochs come and go.
 pub(super) async fn run(inner: Arc<Inner>, mut lifecycles: mpsc::UnboundedReceiver<Lifecycle>) {
-    let supervisor = match ractor::Actor::spawn(None, Supervisor, ()).await {
+    let supervisor = match ractor::Actor::spawn(None, Supervisor(Arc::downgrade(&inner)), ()).await {
         Ok((supervisor, _)) => supervisor,
         Err(error) => return inner.fail(format!("the supervisor of the hosts cannot start: {error}")),
     };
     while let Some(lifecycle) = lifecycles.recv().await {
         match lifecycle {
-            Lifecycle::Opened { group, epoch, meta } => match group.partition() {
+            Lifecycle::Opened { group, epoch, meta, applied } => match group.partition() {
                 None => inner.system.open(epoch),
-                Some(partition) => open(&inner, partition, epoch, &meta, &supervisor).await,
+                Some(partition) => {
+                    open(&inner, (partition, epoch), &meta, applied, &supervisor).await;
+                }
             },
             Lifecycle::Closed { group, epoch } => match group.partition() {
                 None => inner.system.close(epoch),
@@ -112,9 +96,9 @@ pub(super) async fn run(inner: Arc<Inner>, mut lifecycles: mpsc::UnboundedReceiv
 
 async fn open(
     inner: &Arc<Inner>,
-    partition: PartitionId,
-    epoch: Term,
+    (partition, epoch): (PartitionId, Term),
     meta: &[u8],
+    applied: LogIndex,
     supervisor: &ActorRef<Nothing>,
 ) {
     let Some(replica) = inner.replica() else { return };
@@ -132,12 +116,31 @@ async fn open(
         clock: Clock::System,
         counters: inner.counters.clone(),
     };
-    let opening = Opening { partition, epoch, meta, applied: inner.applied.get(partition), shared };
+    let opening = Opening { partition, epoch, meta, applied, shared };
     match host::start(opening, supervisor.get_cell()).await {
         Ok(host) => inner.hosts.open(host),
         // The supervisor goes first when the node stops.
         Err(_) if inner.stopping.is_cancelled() => {}
-        Err(error) => tracing::error!(%partition, %error, "a host cannot start"),
+        Err(error) => {
+            tracing::error!(%partition, %error, "a host cannot start");
+            leave(inner, partition, epoch);
+        }
+    }
+}
+
+/// Ends an epoch whose host is gone: a proposal out of sequence poisons it, and the replica asks for a
+/// fresh one, here or elsewhere, with a host that starts from what is applied.
+fn leave(inner: &Inner, partition: PartitionId, epoch: Term) {
+    inner.hosts.close(partition, epoch);
+    if let Some(replica) = inner.replica() {
+        let (group, first_seq) = (GroupId::of(partition), RecordSeq(u64::MAX));
+        ReplicaLog(replica.clone()).propose(Proposal {
+            group,
+            epoch,
+            first_seq,
+            records: 0,
+            data: Bytes::new(),
+        });
     }
 }
 
@@ -164,9 +167,9 @@ pub(super) async fn give_leaderships_away(inner: &Arc<Inner>) {
     }
 }
 
-/// Supervises the hosts. A host that panics has broken a rule of ours; its partition goes on in a new
-/// epoch, which begins when another member, or this one anew, takes the lead.
-struct Supervisor;
+/// Supervises the hosts. A host that panics, or ends itself because it cannot go on, has made nothing of
+/// what it owed; its partition goes on in a fresh epoch.
+struct Supervisor(Weak<Inner>);
 
 /// The supervisor takes no messages.
 pub(super) struct Nothing;
@@ -187,8 +190,17 @@ impl ractor::Actor for Supervisor {
         event: SupervisionEvent,
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(_, error) = event {
-            tracing::error!(%error, "a partition host failed");
+        let (host, why) = match event {
+            SupervisionEvent::ActorFailed(host, error) => (host, error.to_string()),
+            SupervisionEvent::ActorTerminated(host, _, why) => (host, why.unwrap_or_default()),
+            _ => return Ok(()),
+        };
+        // One that was ended because its epoch is over is not entered any more.
+        if let Some(inner) = self.0.upgrade()
+            && let Some((partition, epoch)) = inner.hosts.find(host.get_id())
+        {
+            tracing::error!(%partition, why, "a partition host failed; its partition goes on in a fresh epoch");
+            leave(&inner, partition, epoch);
         }
         Ok(())
     }

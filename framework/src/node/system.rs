@@ -112,9 +112,10 @@ impl SystemLeader {
         }
     }
 
-    pub(super) fn applied(&self, next_seq: RecordSeq) {
+    /// Commands of `epoch` below `next_seq` are applied.
+    pub(super) fn applied(&self, epoch: Term, next_seq: RecordSeq) {
         let mut leading = self.leading();
-        let Some(leading) = leading.as_mut() else { return };
+        let Some(leading) = leading.as_mut().filter(|l| l.epoch == epoch) else { return };
         while let Some((_, done)) = leading.waiting.pop_front_if(|(seq, _)| *seq < next_seq) {
             let _ = done.send(());
         }

@@ -64,6 +64,8 @@ pub enum GroupEvent {
         term: Term,
         /// The machine's state, as its `checkpoint` writes it.
         meta: Vec<u8>,
+        /// Index applied at that moment.
+        applied: LogIndex,
     },
     /// The epoch is over; records of it that are not applied by now have an unknown outcome.
     Closed {

@@ -435,7 +435,7 @@ fn opened_hands_over_the_machine_as_it_stands() {
     cluster.handle(leader).transfer(p(0), to);
     let meta = cluster.until(|events| {
         events.iter().find_map(|(m, _, e)| match e {
-            GroupEvent::Opened { term, meta } if *m == to && *term > epoch => Some(meta.clone()),
+            GroupEvent::Opened { term, meta, .. } if *m == to && *term > epoch => Some(meta.clone()),
             _ => None,
         })
     });

@@ -481,8 +481,9 @@ impl Worker {
         let event = match event {
             EpochEvent::LeaderIs { leader, term } => GroupEvent::LeaderIs { leader, term },
             EpochEvent::Opened { term } => {
-                let meta = self.hosted.get(&group).map(|h| h.machine.checkpoint()).unwrap_or_default();
-                GroupEvent::Opened { term, meta }
+                let Some(hosted) = self.hosted.get(&group) else { return };
+                let (applied, _) = hosted.applied;
+                GroupEvent::Opened { term, meta: hosted.machine.checkpoint(), applied }
             }
             EpochEvent::Closed { term } => GroupEvent::Closed { term },
             EpochEvent::Transferring { epoch, to } => GroupEvent::Transferring { epoch, to },
