@@ -12,6 +12,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use perennial::core::id::NodeId;
+use perennial::core::membership::{WEIGHT_DEFAULT, WEIGHT_MAX};
+use perennial::core::placement::REPLICATION_MAX;
 use perennial::node::{NodeConfig, TlsFiles};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -24,12 +26,6 @@ pub(crate) const PARTITIONS_DEFAULT: u32 = 64;
 const PARTITIONS_MAX: u32 = 4096;
 /// Replicas of each partition unless told otherwise.
 pub(crate) const REPLICATION_DEFAULT: u8 = 3;
-/// Most replicas of a partition.
-const REPLICATION_MAX: u8 = 9;
-/// Usual weight of a node.
-const WEIGHT_DEFAULT: u32 = 100;
-/// Largest weight of a node.
-const WEIGHT_MAX: u32 = 10_000;
 /// How long a stop may take unless told otherwise.
 const GRACE_DEFAULT: Duration = Duration::from_secs(10);
 /// Port that `--listen` takes unless told otherwise.

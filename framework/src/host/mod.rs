@@ -202,6 +202,7 @@ pub(crate) struct HostHandle {
     mailbox: ActorRef<HostMessage>,
     calls: Arc<AtomicU64>,
     resident: Arc<AtomicU64>,
+    counters: Arc<HostCounters>,
 }
 
 impl HostHandle {
@@ -211,6 +212,7 @@ impl HostHandle {
         let before = self.calls.fetch_add(1, Ordering::Relaxed);
         let reply = ReplyTo { target: call.target.clone(), answer: Some(answer), calls: self.calls.clone() };
         if before >= PARTITION_CALLS_MAX {
+            HostCounters::add(&self.counters.overloaded, 1);
             let fault = Fault::Overloaded {
                 what: "the line of calls".into(),
                 at: format!("partition {}", self.partition),
@@ -322,9 +324,10 @@ pub(crate) async fn start(
     let (partition, epoch) = (opening.partition, opening.epoch);
     let calls = Arc::new(AtomicU64::new(0));
     let resident = Arc::new(AtomicU64::new(0));
+    let counters = opening.shared.counters.clone();
     let args = (opening, resident.clone());
     let (mailbox, _) = ractor::Actor::spawn_linked(None, HostActor, args, supervisor).await?;
-    Ok(HostHandle { epoch, partition, mailbox, calls, resident })
+    Ok(HostHandle { epoch, partition, mailbox, calls, resident, counters })
 }
 
 struct HostActor;

@@ -276,13 +276,18 @@ impl Node {
         self.inner.formation.waiting.subscribe()
     }
 
+    /// Gives leaderships away, for at most `within`; calls that still come here are forwarded.
+    pub async fn drain(&self, within: Duration) {
+        if !within.is_zero() {
+            let _ = tokio::time::timeout(within, hosting::give_leaderships_away(&self.inner)).await;
+        }
+    }
+
     /// Gives leaderships away, flushes and stops; returns when all of it is done. `grace` bounds the
     /// time for giving leaderships away.
     pub async fn stop(self, grace: Duration) {
+        self.drain(grace).await;
         let inner = self.inner;
-        if !grace.is_zero() {
-            let _ = tokio::time::timeout(grace, hosting::give_leaderships_away(&inner)).await;
-        }
         inner.stopping.cancel();
         if let Some(control) = inner.control.get() {
             control.stop().await;

@@ -1,7 +1,7 @@
 //! `serve`: one node of a cluster, until it is told to stop.
 //!
-//! Owns the order of start (port, gateway, ready) and of stop (gateway, drain, flush), which the embedded
-//! node of `dev` shares.
+//! Owns the order of start (port, gateway, ready) and of stop (not ready, drain, gateway, flush), which
+//! the embedded node of `dev` shares.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -124,12 +124,17 @@ impl Running {
         }
     }
 
-    /// Finishes the gateway's calls, then drains and stops the node.
+    /// Says that it is not ready any more, gives leaderships away while calls are still taken and
+    /// forwarded, finishes the gateway's calls, and stops the node. `grace` bounds each of the steps.
     pub(super) async fn stop(self, grace: Duration) {
+        if let Some(gateway) = &self.gateway {
+            gateway.drain();
+        }
+        self.node.drain(grace).await;
         if let Some(gateway) = self.gateway {
             gateway.stop(grace).await;
         }
-        self.node.stop(grace).await;
+        self.node.stop(Duration::ZERO).await;
     }
 }
 
