@@ -2,27 +2,23 @@
 //!
 //! Needs `chromium` and `chromedriver` on the PATH and says loudly when it is skipped for want of them.
 
+#[path = "../../web/browser.rs"]
+mod browser;
+
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use perennial_runtime::harness::{ClusterSpec, ProcessCluster};
-use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use serde_json::json;
 
-/// How long the page may take to come to something it must come to.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Where the driver says which port it took.
-const DRIVER_READY: &str = "started successfully on port ";
+use self::browser::{Browser, Driver, PATIENCE};
 
 const LIVE: &str = "document.getElementById('state').dataset.state === 'live'";
 const TEXTS: &str = "[...document.querySelectorAll('#log .bubble')].map(e => e.textContent)";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_browsers_miss_nothing_when_a_node_dies() {
-    if !on_path("chromium") || !on_path("chromedriver") {
-        eprintln!("SKIPPED: chromium and chromedriver are not on the PATH, the chat page was NOT tested");
+    if !browser::available("the chat page") {
         return;
     }
     let driver = Driver::start().await;
@@ -59,8 +55,8 @@ async fn scenario(ann: Browser, bo: Browser) {
     ann.until(&format!("{LIVE} && document.getElementById('state').textContent !== {}", json!(served_by)))
         .await;
 
-    let texts = ann.texts().await;
-    assert_eq!(texts, bo.texts().await, "both read the same room");
+    let texts = shown(&ann).await;
+    assert_eq!(texts, shown(&bo).await, "both read the same room");
     for who in ["ann", "bo"] {
         let said: Vec<_> = texts.iter().filter(|text| text.starts_with(who)).collect();
         let expected: Vec<_> = (0..3).map(|n| format!("{who} during the failover {n}")).collect();
@@ -101,111 +97,6 @@ async fn both_show(ann: &Browser, bo: &Browser, messages: usize) {
     }
 }
 
-fn on_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
-}
-
-/// A running chromedriver; dies with the value.
-struct Driver {
-    url: String,
-    _process: Child,
-}
-
-impl Driver {
-    async fn start() -> Self {
-        let mut process = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        while let Some(line) = lines.next_line().await.unwrap() {
-            if let Some((_, port)) = line.split_once(DRIVER_READY) {
-                let url = format!("http://127.0.0.1:{}", port.trim().trim_end_matches('.'));
-                return Self { url, _process: process };
-            }
-        }
-        panic!("chromedriver ended without naming its port");
-    }
-
-    async fn browser(&self) -> Browser {
-        let args = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--no-first-run",
-            "--window-size=1000,700",
-        ];
-        let wanted = json!({
-            "browserName": "chrome",
-            "timeouts": { "script": PATIENCE.as_millis() as u64 },
-            "goog:chromeOptions": { "args": args },
-        });
-        let body = json!({ "capabilities": { "alwaysMatch": wanted } });
-        let answer = post(&format!("{}/session", self.url), &body).await;
-        let id = answer["sessionId"].as_str().expect("a session has an id").to_owned();
-        Browser { url: format!("{}/session/{id}", self.url) }
-    }
-}
-
-/// A browser window, driven over WebDriver.
-#[derive(Clone)]
-struct Browser {
-    url: String,
-}
-
-impl Browser {
-    async fn open(&self, page: &str) {
-        post(&format!("{}/url", self.url), &json!({ "url": page })).await;
-    }
-
-    async fn run(&self, script: &str) -> Value {
-        post(&format!("{}/execute/sync", self.url), &json!({ "script": script, "args": [] })).await
-    }
-
-    async fn text(&self, expression: &str) -> String {
-        let value = self.run(&format!("return {expression}")).await;
-        value.as_str().unwrap_or_else(|| panic!("{expression} is {value}, not a text")).to_owned()
-    }
-
-    async fn texts(&self) -> Vec<String> {
-        serde_json::from_value(self.run(&format!("return {TEXTS}")).await).unwrap()
-    }
-
-    /// Waits in the page until the expression is true; the script time-out ends it with an error.
-    async fn until(&self, expression: &str) {
-        let script = format!(
-            "const done = arguments[0];
-             const look = () => ({expression}) ? done() : setTimeout(look, 20);
-             look();"
-        );
-        let body = json!({ "script": script, "args": [] });
-        let answer = request(&format!("{}/execute/async", self.url), &body).await;
-        if let Err(error) = answer {
-            let page = self.run("return document.body.innerText").await;
-            panic!("the page never came to: {expression}\n{error}\nit shows: {page}");
-        }
-    }
-
-    async fn quit(&self) {
-        reqwest::Client::new().delete(&self.url).send().await.unwrap();
-    }
-}
-
-async fn post(url: &str, body: &Value) -> Value {
-    request(url, body).await.unwrap_or_else(|error| panic!("{url}: {error}"))
-}
-
-async fn request(url: &str, body: &Value) -> Result<Value, Value> {
-    let response = reqwest::Client::new().post(url).json(body).send().await.unwrap();
-    let ok = response.status().is_success();
-    let mut answer: Value = response.json().await.unwrap();
-    let value = answer["value"].take();
-    if ok { Ok(value) } else { Err(value) }
+async fn shown(browser: &Browser) -> Vec<String> {
+    serde_json::from_value(browser.run(&format!("return {TEXTS}")).await).unwrap()
 }

@@ -212,11 +212,7 @@ async fn resident(
         let _ = load::touch(&subject.clients, args.clients, actors).await;
     }
     let cost = cost::Cost { nodes: sampler.since_start().await.nodes, ..cost };
-    let resident = Resident {
-        actors,
-        activations,
-        rss_before_bytes: sampler.rss_at_start(),
-    };
+    let resident = Resident { actors, activations, rss_before_bytes: sampler.rss_at_start() };
     let calls = Some(figures.rates(cost.seconds));
     Ok(Report { resident: Some(resident), calls, keys: actors, ..report("resident", args, cost) })
 }
