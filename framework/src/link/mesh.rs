@@ -38,6 +38,10 @@ use super::peer::{Close, Io, Link, Refused};
 use super::tls::Peer;
 use super::transport::{Handlers, Lane, LinkEvent, Unsent};
 
+/// Failed dials in a row after which a refusal is told: nodes that start together refuse each other until
+/// each of them has heard of the cluster.
+const REPORT_AFTER_FAILURES: u32 = 6;
+
 /// Pauses before the dials that tell a dead process from a broken connection. A process that is being
 /// killed may close its connections before its listening socket, hence more than one.
 const QUICK_REDIALS: [Duration; 4] =
@@ -608,10 +612,14 @@ impl Dialer {
         }
     }
 
-    /// An operator reads each reason once, not at every dial.
+    /// An operator reads each reason once, not at every dial, and only if it does not pass by itself.
     fn report(&mut self, error: &DialError) {
         let text = error.to_string();
-        if self.is_witness() && matches!(error, DialError::TurnedAway { .. } | DialError::OtherNode { .. }) {
+        let stays = self.failures >= REPORT_AFTER_FAILURES;
+        if stays
+            && self.is_witness()
+            && matches!(error, DialError::TurnedAway { .. } | DialError::OtherNode { .. })
+        {
             if self.reported.as_ref() != Some(&text) {
                 tracing::warn!(node = %self.peer.node, %error, "a node cannot be linked to");
                 self.reported = Some(text);
