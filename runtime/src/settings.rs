@@ -52,6 +52,9 @@ pub(crate) struct ServeArgs {
     /// Agree that the HTTP gateway, which has no authentication, is open to more than this machine
     #[arg(long, env = "PERENNIAL_HTTP_PUBLIC", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) http_public: Option<bool>,
+    /// Web origins whose pages may call from a browser, besides those on the gateway's own host name
+    #[arg(long, value_name = "ORIGIN,..", env = "PERENNIAL_HTTP_ORIGINS", value_delimiter = ',')]
+    pub(crate) http_origins: Option<Vec<String>>,
     /// Nodes to find the cluster by; this node may be among them
     #[arg(long, value_name = "HOST:PORT,..", env = "PERENNIAL_JOIN", value_delimiter = ',')]
     pub(crate) join: Option<Vec<String>>,
@@ -101,6 +104,7 @@ pub(crate) struct ServeArgs {
 pub(crate) struct ServeSettings {
     pub(crate) node: NodeConfig,
     pub(crate) http: Option<SocketAddr>,
+    pub(crate) http_origins: Vec<String>,
     pub(crate) grace: Duration,
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
@@ -162,6 +166,7 @@ impl ServeArgs {
                 weight: self.weight.unwrap_or(WEIGHT_DEFAULT),
             },
             http: self.http,
+            http_origins: self.http_origins.unwrap_or_default(),
             grace: self.grace.map_or(GRACE_DEFAULT, |span| span.0),
             log: self.log.unwrap_or_else(|| "info".into()),
             log_format: self.log_format.unwrap_or_default(),
@@ -185,6 +190,7 @@ impl ServeArgs {
         file.fill("advertise", &mut self.advertise);
         file.fill("http", &mut self.http);
         file.fill("http_public", &mut self.http_public);
+        file.fill("http_origins", &mut self.http_origins);
         file.fill("join", &mut self.join);
         file.fill("bootstrap_expect", &mut self.bootstrap_expect);
         file.fill("data", &mut self.data);
@@ -207,6 +213,14 @@ impl ServeArgs {
                 problems.push(problem);
             }
         };
+        for origin in self.http_origins.iter().flatten() {
+            let host = origin.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"));
+            let plain = host.is_some_and(|(_, host)| !host.is_empty() && !host.contains(['/', '*', ' ']));
+            check(
+                plain,
+                format!("http_origins has {origin:?}: write it like https://shop.example, without a path"),
+            );
+        }
         let listen = self.listen.unwrap_or(LISTEN_DEFAULT);
         check(self.node_id.is_some(), "node_id is missing: name this node with --node-id n1".into());
         check(self.data.is_some(), "data is missing: name its data folder with --data DIR".into());
@@ -405,6 +419,7 @@ mod tests {
             config: Some(path),
             listen: Some("0.0.0.0:7001".parse().unwrap()),
             http: Some("0.0.0.0:8080".parse().unwrap()),
+            http_origins: Some(vec!["https://shop.example".into(), "shop.example/".into()]),
             partitions: Some(48),
             replication: Some(0),
             bootstrap_expect: Some(3),
@@ -416,6 +431,7 @@ mod tests {
             "weight: ",
             "node_id: ",
             "data is missing",
+            "http_origins has \"shop.example/\"",
             "tls_ca",
             "tls_cert",
             "tls_key",

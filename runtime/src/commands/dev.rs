@@ -157,7 +157,7 @@ async fn embedded(
         zone: None,
         weight: 100,
     };
-    let running = Running::start(launch.app.clone(), config, Some(on(ports.http))).await?;
+    let running = Running::start(launch.app.clone(), config, Some(on(ports.http)), Vec::new()).await?;
     let entry = NodeEntry {
         id: ids[0].clone(),
         address: running.node.address().to_string(),

@@ -30,7 +30,7 @@ pub(crate) async fn run(app: App, args: ServeArgs) -> Result<Exit, CommandError>
     let stages = Stages { node: settings.node.node.to_string(), format: settings.log_format };
     let mut stop = StopSignals::new(settings.exit_with_stdin)?;
 
-    let running = Running::start(app, settings.node, settings.http).await?;
+    let running = Running::start(app, settings.node, settings.http, settings.http_origins).await?;
     stages.tell(&format!("listening on {}", running.node.address()));
     if let Some(gateway) = &running.gateway {
         stages.tell(&format!("gateway on http://{}", gateway.address()));
@@ -69,13 +69,20 @@ impl Running {
         app: App,
         config: NodeConfig,
         http: Option<SocketAddr>,
+        origins_allowed: Vec<String>,
     ) -> Result<Self, CommandError> {
         let node = Node::start(config, app).await?;
         let gateway = match http {
             None => None,
             Some(http) => {
                 let backend: Arc<dyn Backend> = Arc::new(node.clone());
-                match Gateway::bind(http, backend, GatewayConfig::default()).await {
+                match Gateway::bind(
+                    http,
+                    backend,
+                    GatewayConfig { origins_allowed, ..GatewayConfig::default() },
+                )
+                .await
+                {
                     Ok(gateway) => Some(gateway),
                     Err(error) => {
                         node.stop(ORPHAN_GRACE).await;
