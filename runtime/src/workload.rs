@@ -22,6 +22,11 @@ const LATENCY_MICROS_MAX: u64 = 120_000_000;
 /// Most partitions that gaps are measured of.
 const PARTITIONS_MAX: usize = 4096;
 
+/// How long reading back keeps trying, and waits for what is still on its way.
+pub const SETTLE_MAX: Duration = Duration::from_secs(30);
+/// How often it looks.
+pub const SETTLE_PAUSE: Duration = Duration::from_millis(100);
+
 /// A load of an application, able to check afterwards that no acknowledged call was lost or doubled.
 pub trait Workload: Send + Sync + 'static {
     /// Short name, such as `carts`.
@@ -119,6 +124,22 @@ impl<E> FaultOf for CallError<E> {
         match self {
             Self::App(_) => None,
             Self::Fault(fault) => Some(fault),
+        }
+    }
+}
+
+/// Makes a call again while that can help, for [`SETTLE_MAX`].
+///
+/// # Errors
+/// The last call's error.
+pub async fn insist<T: Data, X: Failure + FaultOf>(call: impl Fn() -> Call<T, X>) -> Result<T, X> {
+    let deadline = Instant::now() + SETTLE_MAX;
+    loop {
+        match call().await {
+            Err(error) if error.fault_of().is_some_and(Fault::retryable) && Instant::now() < deadline => {
+                tokio::time::sleep(SETTLE_PAUSE).await;
+            }
+            answer => return answer,
         }
     }
 }

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use perennial::actor::BoxFuture;
-use perennial::call::{ActorId, Failure};
+use perennial::call::ActorId;
 use perennial::error::Applied;
 use perennial::prelude::*;
-use perennial_runtime::workload::{FaultOf, LoadContext, LoadReport, RunningLoad, Workload};
+use perennial_runtime::workload::{
+    LoadContext, LoadReport, RunningLoad, SETTLE_MAX, SETTLE_PAUSE, Workload, insist,
+};
 use tokio::task::JoinHandle;
 
 use crate::{Cart, CartRef, Level, Line, Order, Stock};
@@ -27,10 +29,6 @@ const PIECES_PER_ORDER: u32 = 25;
 const CENTS: u64 = 250;
 /// How long a shopper waits after a fault.
 const FAULT_PAUSE: Duration = Duration::from_millis(20);
-/// How long reading back keeps trying, and waits for messages between actors to arrive.
-const SETTLE_MAX: Duration = Duration::from_secs(30);
-/// How often it looks.
-const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 /// Carts read back at a time.
 const READERS: usize = 32;
 
@@ -301,19 +299,6 @@ async fn settle_shelf(
 
 fn total(level: &Level) -> i64 {
     level.available + (level.pending + level.held + level.sold) as i64
-}
-
-/// Makes a call again while that can help, for [`SETTLE_MAX`].
-async fn insist<T: Data, X: Failure + FaultOf>(call: impl Fn() -> Call<T, X>) -> Result<T, X> {
-    let deadline = Instant::now() + SETTLE_MAX;
-    loop {
-        match call().await {
-            Err(error) if error.fault_of().is_some_and(Fault::retryable) && Instant::now() < deadline => {
-                tokio::time::sleep(SETTLE_PAUSE).await;
-            }
-            answer => return answer,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use perennial::actor::BoxFuture;
-use perennial::call::{ActorId, EventId, EventsFrom, Failure};
+use perennial::call::{ActorId, EventId, EventsFrom};
 use perennial::error::Applied;
 use perennial::prelude::*;
-use perennial_runtime::workload::{FaultOf, LoadContext, LoadReport, RunningLoad, Workload};
+use perennial_runtime::workload::{
+    LoadContext, LoadReport, RunningLoad, SETTLE_MAX, SETTLE_PAUSE, Workload, insist,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -27,10 +29,6 @@ const SPEAKERS_PER_ROOM: usize = 4;
 const LISTENERS_PER_ROOM: usize = 3;
 /// How long somebody waits after a fault.
 const FAULT_PAUSE: Duration = Duration::from_millis(20);
-/// How long listeners have to catch up after the stop, and reads to succeed.
-const SETTLE_MAX: Duration = Duration::from_secs(30);
-/// How often that is looked at.
-const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Speakers and listeners in rooms.
 #[derive(Debug, Clone, Copy, Default)]
@@ -183,19 +181,6 @@ async fn wait_for(heard: &[Heard], last: u64) {
     };
     while heard.iter().any(behind) && Instant::now() < deadline {
         tokio::time::sleep(SETTLE_PAUSE).await;
-    }
-}
-
-/// Makes a call again while that can help, for [`SETTLE_MAX`].
-async fn insist<T: Data, X: Failure + FaultOf>(call: impl Fn() -> Call<T, X>) -> Result<T, X> {
-    let deadline = Instant::now() + SETTLE_MAX;
-    loop {
-        match call().await {
-            Err(error) if error.fault_of().is_some_and(Fault::retryable) && Instant::now() < deadline => {
-                tokio::time::sleep(SETTLE_PAUSE).await;
-            }
-            answer => return answer,
-        }
     }
 }
 
