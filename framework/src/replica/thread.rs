@@ -336,7 +336,7 @@ impl Worker {
                 }
                 ReplicaMetrics::add(&self.metrics.messages_dropped, dropped);
             }
-            Input::Chunk { from, chunk } => self.chunk(from, chunk)?,
+            Input::Chunk { from, chunk } => self.chunk(from, chunk),
             Input::Propose(proposal) => self.driver.propose(proposal),
             Input::ReadIndex { group, epoch, ctx } => self.driver.read_index(group, epoch, ctx),
             Input::Transfer { group, to } => {
@@ -510,9 +510,20 @@ impl Worker {
         }
     }
 
-    fn chunk(&mut self, from: MemberId, chunk: Chunk) -> Result<(), ReplicaFault> {
-        let arrived = self.staging.take(from, chunk).map_err(ReplicaFault::Folder)?;
-        let Some(Arrived { group, index, message, machine: bytes, rows }) = arrived else { return Ok(()) };
+    /// Stages a chunk of a fellow replica. A snapshot that cannot be staged is given up, not the node:
+    /// rows and log have room of their own, and the leader sends it again.
+    fn chunk(&mut self, from: MemberId, chunk: Chunk) {
+        let group = chunk.group();
+        let fellow = self.hosted.get(&group).is_some_and(|h| h.config.voters.contains(&from));
+        if !fellow {
+            return ReplicaMetrics::add(&self.metrics.messages_dropped, 1);
+        }
+        let arrived = self.staging.take(from, chunk).unwrap_or_else(|error| {
+            tracing::warn!(%group, %from, error = &error as &dyn std::error::Error, "a snapshot is given up");
+            ReplicaMetrics::add(&self.metrics.snapshots_unstaged, 1);
+            None
+        });
+        let Some(Arrived { index, message, machine: bytes, rows }) = arrived else { return };
         let mut machine = (self.machines)(group);
         let sound = machine.restore(&bytes).is_ok() && !self.ripe.contains_key(&group);
         if sound && self.driver.step_snapshot(from, group, message).is_ok() {
@@ -520,7 +531,6 @@ impl Worker {
         } else {
             ReplicaMetrics::add(&self.metrics.messages_dropped, 1);
         }
-        Ok(())
     }
 
     fn begin_install(&mut self, order: Install) {
