@@ -29,11 +29,15 @@ struct Counter {
     epoch: u64,
     next: u64,
     records: u64,
+    /// Restored and not installed.
+    #[serde(skip)]
+    provisional: bool,
 }
 
 impl StateMachine for Counter {
     fn apply(&mut self, term: Term, _: LogIndex, entry: &[u8], rows: &mut Vec<RowOp>) {
         assert!(entry != b"!", "a rule of the machine is broken");
+        assert!(!self.provisional, "a restored machine is installed before it is used");
         if self.epoch != term.0 {
             (self.epoch, self.next) = (term.0, 0);
         }
@@ -46,7 +50,11 @@ impl StateMachine for Counter {
     }
     fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
         *self = postcard::from_bytes(bytes).map_err(|_| RestoreError::Malformed)?;
+        self.provisional = true;
         Ok(())
+    }
+    fn installed(&mut self) {
+        self.provisional = false;
     }
     fn next_seq(&self, epoch: Term) -> RecordSeq {
         RecordSeq(if epoch.0 == self.epoch { self.next } else { 0 })

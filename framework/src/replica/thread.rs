@@ -247,6 +247,7 @@ impl Worker {
             Some(meta) if meta.applied >= seed.truncated.0 => {
                 let restored = machine.restore(&meta.machine);
                 restored.map_err(|source| ReplicaFault::Restore { group, source })?;
+                machine.installed();
                 applied = (meta.applied, meta.term);
             }
             None if seed.truncated.0 == LogIndex(0) => {}
@@ -543,8 +544,9 @@ impl Worker {
     }
 
     fn installed(&mut self, group: GroupId, index: LogIndex) {
-        let Some((order, machine)) = self.installing.remove(&group) else { return };
+        let Some((order, mut machine)) = self.installing.remove(&group) else { return };
         assert_eq!(order.index, index, "snapshots of a group are installed one after the other");
+        machine.installed();
         if let Some(hosted) = self.hosted.get_mut(&group) {
             hosted.machine = machine;
             hosted.applied = (order.index, order.term);
