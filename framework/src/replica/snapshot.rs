@@ -412,7 +412,7 @@ pub(super) mod tests {
         let lane = Lane { full_first: Mutex::new(3), ..Lane::default() };
         let snapshot = Outgoing { to: MemberId(2), group, message: message() };
         let job =
-            SendJob { snapshot, rows: store.snapshot(GroupId::SYSTEM), machine: vec![7; CHUNK_BYTES + 1] };
+            SendJob { snapshot, rows: store.range(GroupId::SYSTEM, b"", None), machine: vec![7; CHUNK_BYTES + 1] };
         assert!(stream(job, &lane, || false));
         lane.chunks.into_inner().unwrap()
     }

@@ -504,7 +504,8 @@ impl Worker {
         let job = self.hosted.get(&group).map(|hosted| {
             let named = snapshot.message.snapshot.as_ref().map(|s| s.index);
             assert_eq!(named, Some(hosted.applied.0), "a snapshot names the index the rows stand at");
-            SendJob { machine: hosted.machine.checkpoint(), rows: self.rows.snapshot(group), snapshot }
+            let rows = self.rows.range(group, &[], None);
+            SendJob { machine: hosted.machine.checkpoint(), rows, snapshot }
         });
         if job.is_none_or(|job| self.send_jobs.try_send(job).is_err()) {
             self.driver.snapshot_sent(group, to, false);
