@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -234,7 +235,8 @@ impl Opened {
     }
 
     /// Flushes the journal through a file handle of our own, so that the flush under fjall's
-    /// journal lock, which stops writers, finds little left to do.
+    /// journal lock, which stops writers, finds little left to do. A failure here is one of the flush:
+    /// the disk may not report it a second time.
     fn flush_ahead(&self) -> std::io::Result<()> {
         let mut journals = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
@@ -243,7 +245,15 @@ impl Opened {
                 journals.push(path);
             }
         }
-        journals.iter().try_for_each(|journal| File::open(journal)?.sync_data())
+        for journal in journals {
+            match File::open(journal) {
+                Ok(journal) => journal.sync_data()?,
+                // fjall removes journals it needs no more.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -293,8 +303,7 @@ impl RowStore for FjallRows {
     fn sync(&self) -> Result<(), RowError> {
         self.with(|at| {
             at.db.persist(PersistMode::Buffer)?;
-            // Only a head start: the flush that counts is the next one.
-            let _ = at.flush_ahead();
+            at.flush_ahead().map_err(fjall::Error::Io)?;
             Ok(at.db.persist(PersistMode::SyncAll)?)
         })
     }
@@ -485,6 +494,22 @@ pub(super) mod tests {
     fn fjall_rows_keep_the_contract() {
         let dir = tempfile::tempdir().unwrap();
         contract(&FjallRows::open(dir.path(), 1 << 20, 1 << 20).unwrap());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_journal_that_cannot_be_flushed_is_an_error_and_one_that_is_gone_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FjallRows::open(dir.path(), 1 << 20, 1 << 20).unwrap();
+        let journal = |name: &str, at: &str| {
+            std::os::unix::fs::symlink(at, dir.path().join(name)).unwrap();
+        };
+        journal("gone.jnl", "nowhere");
+        store.sync().unwrap();
+        // A device that cannot be flushed.
+        journal("broken.jnl", "/dev/null");
+        let failed = store.sync();
+        assert!(matches!(failed, Err(RowError::Store(fjall::Error::Io(_)))), "{failed:?}");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! loop is bounded by the limits of the inbox and of the driver, so that ticks go on under load.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -152,6 +153,8 @@ fn open_stores(config: &ReplicaConfig) -> Result<(Option<DiskLog>, Arc<dyn RowSt
     std::fs::create_dir_all(dir).map_err(ReplicaFault::Folder)?;
     let log = DiskLog::open(&dir.join("log"), config.log_file_bytes, config.log_purge_bytes)?;
     let rows = FjallRows::open(&dir.join("rows"), config.rows_cache_bytes, config.rows_memtable_bytes)?;
+    // A power cut must not take the folders of the stores with it, after they were written to.
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(ReplicaFault::Folder)?;
     Ok((Some(log), Arc::new(BufferedRows::new(rows))))
 }
 
