@@ -186,10 +186,9 @@ impl<S: RowStore> RowStore for BufferedRows<S> {
     }
 
     fn wipe(&self, group: GroupId) -> Result<(), RowError> {
-        let changes = self.changes(group);
-        let mut changes = lock(&changes);
+        // Taken out first: nothing is handed on to the store any more, and nobody waits for its disk.
+        let changes = std::mem::take(&mut *lock(&self.changes(group)));
         let bytes: usize = changes.iter().map(|(key, value)| size(key, value.as_ref())).sum();
-        changes.clear();
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.store.wipe(group)
     }

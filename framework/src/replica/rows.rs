@@ -442,6 +442,7 @@ pub(super) mod tests {
             self.0.sync()
         }
         fn wipe(&self, group: GroupId) -> Result<(), RowError> {
+            self.1("wipe");
             self.0.wipe(group)
         }
         fn close(&self) {}
