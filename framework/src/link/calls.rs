@@ -593,7 +593,12 @@ impl Drop for Served {
 
 enum ReplyTo {
     /// With the bytes of the request.
-    Link { link: Arc<Link>, shared: Arc<ServedShared>, id: u64, bytes: usize },
+    Link {
+        link: Arc<Link>,
+        shared: Arc<ServedShared>,
+        id: u64,
+        bytes: usize,
+    },
     Local(Box<dyn FnOnce(Result<Bytes, LinkError>) + Send>),
 }
 

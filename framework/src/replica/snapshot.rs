@@ -411,8 +411,11 @@ pub(super) mod tests {
     pub(crate) fn chunks_of(group: GroupId, store: &MemoryRows) -> Vec<Bytes> {
         let lane = Lane { full_first: Mutex::new(3), ..Lane::default() };
         let snapshot = Outgoing { to: MemberId(2), group, message: message() };
-        let job =
-            SendJob { snapshot, rows: store.range(GroupId::SYSTEM, b"", None), machine: vec![7; CHUNK_BYTES + 1] };
+        let job = SendJob {
+            snapshot,
+            rows: store.range(GroupId::SYSTEM, b"", None),
+            machine: vec![7; CHUNK_BYTES + 1],
+        };
         assert!(stream(job, &lane, || false));
         lane.chunks.into_inner().unwrap()
     }

@@ -204,11 +204,15 @@ fn spawn_install_helper(
     inbox: Arc<Inbox>,
 ) -> Result<(mpsc::Sender<InstallJob>, JoinHandle<()>), ReplicaFault> {
     let (sender, jobs) = mpsc::channel();
-    let helper =
-        spawn_helper("replica-install", jobs, inbox, move |InstallJob(order, staged, machine): InstallJob| {
+    let helper = spawn_helper(
+        "replica-install",
+        jobs,
+        inbox,
+        move |InstallJob(order, staged, machine): InstallJob| {
             let result = install(&*rows, order, &staged, machine);
             Input::Installed { group: order.group, index: order.index, result }
-        });
+        },
+    );
     Ok((sender, helper?))
 }
 

@@ -8,8 +8,8 @@
 use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType};
 use raft::{
-    Config, INVALID_ID, INVALID_INDEX, Progress, ProgressState, RawNode, ReadOnlyOption, Ready, SnapshotStatus,
-    StateRole,
+    Config, INVALID_ID, INVALID_INDEX, Progress, ProgressState, RawNode, ReadOnlyOption, Ready,
+    SnapshotStatus, StateRole,
 };
 use slog::Logger;
 
