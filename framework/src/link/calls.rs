@@ -32,6 +32,9 @@ const END_TEXT_BYTES_MAX: usize = 256;
 /// Longest deadline of a request; a later one is taken for this.
 const WITHIN_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// Bytes of requests in flight that one link is served; beyond it a request is refused as full.
+const SERVED_BYTES_MAX: usize = 64 << 20;
+
 type Map<V> = HashMap<u64, V, foldhash::fast::RandomState>;
 
 /// Why a request has no answer.
@@ -510,8 +513,11 @@ pub(crate) struct Served {
     streams_max: usize,
 }
 
+#[derive(Default)]
 struct ServedShared {
+    /// Requests without an answer yet, and the bytes of their payloads.
     in_flight: AtomicUsize,
+    in_flight_bytes: AtomicUsize,
     sinks: Mutex<Map<CancellationToken>>,
 }
 
@@ -521,7 +527,7 @@ impl Served {
             link,
             service,
             from,
-            shared: Arc::new(ServedShared { in_flight: AtomicUsize::new(0), sinks: Mutex::default() }),
+            shared: Arc::default(),
             requests_max: config.requests_max,
             streams_max: config.streams_max,
         }
@@ -544,13 +550,19 @@ impl Served {
     }
 
     fn request(&self, id: u64, payload: Bytes) {
-        if self.shared.in_flight.load(Ordering::Relaxed) >= self.requests_max {
+        // Only this task, which reads the link, adds to the counters.
+        let ServedShared { in_flight, in_flight_bytes, .. } = &*self.shared;
+        let bytes = payload.len();
+        if in_flight.load(Ordering::Relaxed) >= self.requests_max
+            || in_flight_bytes.load(Ordering::Relaxed) + bytes > SERVED_BYTES_MAX
+        {
             let _ = self.link.outbox.push_end(Kind::Failed, id, &[FAILED_FULL]);
             return;
         }
-        self.shared.in_flight.fetch_add(1, Ordering::Relaxed);
-        let reply =
-            Responder(Some(ReplyTo::Link { link: self.link.clone(), shared: self.shared.clone(), id }));
+        in_flight.fetch_add(1, Ordering::Relaxed);
+        in_flight_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let (link, shared) = (self.link.clone(), self.shared.clone());
+        let reply = Responder(Some(ReplyTo::Link { link, shared, id, bytes }));
         self.service.request(self.from.clone(), payload, reply);
     }
 
@@ -580,15 +592,22 @@ impl Drop for Served {
 }
 
 enum ReplyTo {
-    Link { link: Arc<Link>, shared: Arc<ServedShared>, id: u64 },
+    /// With the bytes of the request.
+    Link {
+        link: Arc<Link>,
+        shared: Arc<ServedShared>,
+        id: u64,
+        bytes: usize,
+    },
     Local(Box<dyn FnOnce(Result<Bytes, LinkError>) + Send>),
 }
 
 impl ReplyTo {
     fn give(self, answer: Result<Bytes, LinkError>) {
         match self {
-            Self::Link { link, shared, id } => {
+            Self::Link { link, shared, id, bytes } => {
                 shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+                shared.in_flight_bytes.fetch_sub(bytes, Ordering::Relaxed);
                 let sent = match &answer {
                     Ok(answer) if answer.len() <= FRAME_BYTES_MAX => {
                         link.outbox.push(Kind::Response, id, answer)
@@ -836,6 +855,42 @@ mod tests {
         drop(stream);
         sink.closed().await;
         assert_eq!(sink.push(Bytes::new()), Err(PushError::Closed));
+    }
+
+    /// Keeps requests without an answer.
+    #[derive(Default)]
+    struct Hoard(Mutex<Vec<Responder>>);
+
+    impl Service for Hoard {
+        fn request(&self, _: Peer, _: Bytes, reply: Responder) {
+            lock(&self.0).push(reply);
+        }
+        fn stream(&self, _: Peer, _: Bytes, _: StreamSink) {}
+        fn join(&self, _: Peer, payload: Bytes) -> Bytes {
+            payload
+        }
+    }
+
+    #[test]
+    fn requests_that_are_served_are_bounded_in_bytes() {
+        let hoard = Arc::new(Hoard::default());
+        let config = LinkConfig::default();
+        let served =
+            Served::new(Link::new(&config), hoard.clone(), Peer::Client("a client".to_owned()), &config);
+        let body = Bytes::from(vec![0; FRAME_BYTES_MAX]);
+        let fit = SERVED_BYTES_MAX / FRAME_BYTES_MAX;
+        let ask = |requests: usize| {
+            for id in 0..requests as u64 {
+                served.on_frame(Frame { kind: Kind::Request, id, body: body.clone() }).unwrap();
+            }
+            lock(&hoard.0).len()
+        };
+        assert_eq!(ask(fit + 2), fit, "the others were answered as full");
+        let answered = lock(&hoard.0).pop().unwrap();
+        answered.send(Bytes::new());
+        assert_eq!(ask(2), fit, "an answer makes room for one");
+        lock(&hoard.0).clear();
+        assert_eq!(ask(fit), fit);
     }
 
     #[test]

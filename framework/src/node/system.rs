@@ -74,8 +74,11 @@ impl StateMachine for SystemMachine {
             Ok((state, [])) => self.state = state,
             _ => return Err(RestoreError::Malformed),
         }
-        self.publish();
         Ok(())
+    }
+
+    fn installed(&mut self) {
+        self.publish();
     }
 
     fn next_seq(&self, epoch: Term) -> RecordSeq {
@@ -138,5 +141,27 @@ impl SystemLeader {
         let data = Bytes::from(postcard::to_stdvec(&entry).expect("a command always encodes"));
         log.propose(Proposal { group: GroupId::SYSTEM, epoch, first_seq: seq, records: 1, data });
         Some(applied)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use perennial_core::hash::PartitionCount;
+    use perennial_core::id::{ClusterId, NodeId};
+    use perennial_core::membership::MemberSpec;
+    use perennial_core::placement::{ClusterMeta, form};
+
+    #[test]
+    fn a_state_that_is_not_installed_is_not_published() {
+        let meta = ClusterMeta::new(ClusterId(7), PartitionCount::try_from(1).unwrap(), 1);
+        let formed = form(meta, vec![MemberSpec::new(NodeId::new("n1").unwrap(), "n1:7000")]).unwrap();
+        let (published, seen) = watch::channel(None);
+        let mut machine = SystemMachine::new(formed, published);
+        let bytes = machine.checkpoint();
+        machine.restore(&bytes).unwrap();
+        assert!(!seen.has_changed().unwrap());
+        machine.installed();
+        assert!(seen.borrow().is_some());
     }
 }

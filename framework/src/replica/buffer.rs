@@ -5,6 +5,10 @@
 //! into the store's memory table and journal for each turn. Nothing is lost with the buffer that is not
 //! applied again from the log, because rows count as durable only below a checkpoint, and a group's
 //! rows are handed on before its checkpoint is. The idea is a database's buffer pool with a redo log.
+//!
+//! Nobody reads from the disk while holding a group's changes: the replica thread would wait with it.
+//! A row is in the store before it leaves the buffer, so a reader who has not found it here finds it
+//! there, or a later one; a range of the store is taken, though not read, under the lock.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -18,8 +22,6 @@ use super::rows::{GroupMeta, Row, RowError, RowIter, RowStore};
 
 /// Bytes of buffered rows above which all of them are handed on at once.
 const BUFFER_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Rows read from the store at a time while a scan is merged.
-const MERGE_ROWS_MIN: usize = 16;
 
 /// Changed rows of a group; `None`: deleted.
 type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
@@ -47,7 +49,7 @@ impl<S: RowStore> BufferedRows<S> {
         self.groups.write().unwrap_or_else(PoisonError::into_inner).entry(group).or_default().clone()
     }
 
-    /// Hands a group's rows on; readers wait, so that they never miss one in between.
+    /// Hands a group's rows on; the lock is held, so that no reader misses one in between.
     fn hand_on(&self, group: GroupId, changes: &mut Changes) -> Result<(), RowError> {
         if changes.is_empty() {
             return Ok(());
@@ -115,12 +117,8 @@ fn size(key: &[u8], value: Option<&Vec<u8>>) -> usize {
 
 impl<S: RowStore> RowStore for BufferedRows<S> {
     fn get(&self, group: GroupId, key: &[u8]) -> Result<Option<Vec<u8>>, RowError> {
-        let changes = self.changes(group);
-        let changes = lock(&changes);
-        match changes.get(key) {
-            Some(value) => Ok(value.clone()),
-            None => self.store.get(group, key),
-        }
+        let buffered = lock(&self.changes(group)).get(key).cloned();
+        buffered.map_or_else(|| self.store.get(group, key), Ok)
     }
 
     fn scan(
@@ -130,43 +128,33 @@ impl<S: RowStore> RowStore for BufferedRows<S> {
         to: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Row>, RowError> {
-        let mut found = Vec::new();
-        if to.is_some_and(|to| from >= to) {
-            return Ok(found);
+        if limit == 0 || to.is_some_and(|to| from >= to) {
+            return Ok(Vec::new());
         }
         let changes = self.changes(group);
-        let changes = lock(&changes);
-        let mut from = Bound::Included(from.to_vec());
-        while found.len() < limit {
-            let wanted = (limit - found.len()).max(MERGE_ROWS_MIN);
-            let start = match &from {
-                Bound::Excluded(last) => [last, &[0][..]].concat(),
-                Bound::Included(first) => first.clone(),
-                Bound::Unbounded => Vec::new(),
-            };
-            let stored = self.store.scan(group, &start, to, wanted)?;
-            // What is buffered is merged up to the last row read, or to the end when that was all.
-            let more = stored.len() == wanted;
-            let last = stored.last().map(|(key, _)| key.clone()).filter(|_| more);
-            let until = match (&last, to) {
-                (Some(last), _) => Bound::Included(last.as_slice()),
-                (None, Some(to)) => Bound::Excluded(to),
-                (None, None) => Bound::Unbounded,
-            };
-            merge(stored, changes.range::<[u8], _>((as_slice(&from), until)), limit, &mut found);
-            match last {
-                Some(last) => from = Bound::Excluded(last),
-                None => break,
+        let (stored, buffered) = {
+            let changes = lock(&changes);
+            let until = to.map_or(Bound::Unbounded, Bound::Excluded);
+            let mut buffered = Vec::new();
+            let mut rows = 0;
+            for (key, value) in changes.range::<[u8], _>((Bound::Included(from), until)) {
+                rows += usize::from(value.is_some());
+                buffered.push((key.clone(), value.clone()));
+                if rows == limit {
+                    // What comes later is beyond the limit, whatever the store has.
+                    break;
+                }
             }
-        }
-        Ok(found)
+            (self.store.range(group, from, to), buffered)
+        };
+        merge(stored, buffered, limit)
     }
 
-    fn snapshot(&self, group: GroupId) -> RowIter {
+    fn range(&self, group: GroupId, from: &[u8], to: Option<&[u8]>) -> RowIter {
         let changes = self.changes(group);
         let mut changes = lock(&changes);
         match self.hand_on(group, &mut changes) {
-            Ok(()) => self.store.snapshot(group),
+            Ok(()) => self.store.range(group, from, to),
             Err(error) => Box::new(std::iter::once(Err(error))),
         }
     }
@@ -198,10 +186,9 @@ impl<S: RowStore> RowStore for BufferedRows<S> {
     }
 
     fn wipe(&self, group: GroupId) -> Result<(), RowError> {
-        let changes = self.changes(group);
-        let mut changes = lock(&changes);
+        // Taken out first: nothing is handed on to the store any more, and nobody waits for its disk.
+        let changes = std::mem::take(&mut *lock(&self.changes(group)));
         let bytes: usize = changes.iter().map(|(key, value)| size(key, value.as_ref())).sum();
-        changes.clear();
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.store.wipe(group)
     }
@@ -211,47 +198,42 @@ impl<S: RowStore> RowStore for BufferedRows<S> {
     }
 }
 
-fn as_slice(bound: &Bound<Vec<u8>>) -> Bound<&[u8]> {
-    match bound {
-        Bound::Included(key) => Bound::Included(key),
-        Bound::Excluded(key) => Bound::Excluded(key),
-        Bound::Unbounded => Bound::Unbounded,
-    }
-}
-
-/// Appends rows of both sides in order, the buffered ones winning, up to `limit` rows.
-fn merge<'a>(
-    stored: Vec<Row>,
-    buffered: impl Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>,
+/// Up to `limit` rows of both sides in order, the buffered ones winning.
+fn merge(
+    stored: RowIter,
+    buffered: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     limit: usize,
-    found: &mut Vec<Row>,
-) {
-    let mut stored = stored.into_iter().peekable();
-    let mut buffered = buffered.peekable();
-    while found.len() < limit {
-        let take_buffered = match (stored.peek(), buffered.peek()) {
-            (None, None) => return,
-            (Some(_), None) => false,
-            (None, Some(_)) => true,
-            (Some((stored_key, _)), Some((key, _))) => *key <= stored_key,
-        };
-        if !take_buffered {
-            found.extend(stored.next());
-            continue;
+) -> Result<Vec<Row>, RowError> {
+    let mut found = Vec::new();
+    let mut buffered = buffered.into_iter().peekable();
+    for row in stored {
+        let (key, value) = row?;
+        let mut changed = false;
+        while let Some((at, value)) = buffered.next_if(|(at, _)| *at <= key) {
+            changed = at == key;
+            found.extend(value.map(|value| (at, value)));
         }
-        if let Some((key, value)) = buffered.next() {
-            stored.next_if(|(stored_key, _)| stored_key == key);
-            found.extend(value.clone().map(|value| (key.clone(), value)));
+        if !changed {
+            found.push((key, value));
+        }
+        if found.len() >= limit {
+            break;
         }
     }
+    found.extend(buffered.filter_map(|(key, value)| Some((key, value?))));
+    found.truncate(limit);
+    Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replica::MemoryRows;
+    use crate::replica::rows::tests::WatchedRows;
+    use crate::replica::{FjallRows, MemoryRows};
     use perennial_core::id::PartitionId;
     use proptest::prelude::*;
+    use std::sync::mpsc;
+    use std::time::Duration;
 
     fn op() -> impl Strategy<Value = RowOp> {
         let key = || prop::collection::vec(0u8..4, 1..4);
@@ -285,11 +267,116 @@ mod tests {
             for (key, value) in plain.scan(group, &[], None, usize::MAX).unwrap() {
                 prop_assert_eq!(buffered.get(group, &key).unwrap(), Some(value));
             }
-            let all: Vec<_> = buffered.snapshot(group).map(Result::unwrap).collect();
+            let all: Vec<_> = buffered.range(group, &[], None).map(Result::unwrap).collect();
             prop_assert_eq!(all, plain.scan(group, &[], None, usize::MAX).unwrap());
             buffered.wipe(group).unwrap();
             prop_assert_eq!(buffered.scan(group, &[], None, 9).unwrap(), vec![]);
             prop_assert_eq!(buffered.bytes.load(Ordering::Relaxed), 0);
+        }
+    }
+    const G: GroupId = GroupId::SYSTEM;
+
+    fn key(n: u64) -> Vec<u8> {
+        n.to_be_bytes().to_vec()
+    }
+
+    /// The rows of a version: some come and go from version to version.
+    fn rows_of(version: u64) -> Vec<Row> {
+        let there = |n: &u64| *n == 0 || !(version + n).is_multiple_of(3);
+        (0..20).filter(there).map(|n| (key(n), key(version))).collect()
+    }
+
+    fn put(key: Vec<u8>, value: Vec<u8>) -> RowOp {
+        RowOp::Put { key, value }
+    }
+
+    /// One version after the other is written while it is handed on and read by others.
+    fn readers_see_one_version_at_a_time(store: impl RowStore) {
+        let store = BufferedRows::new(store);
+        let write = |version| {
+            let gone = RowOp::DeleteRange { from: key(1), to: key(12) };
+            let mut ops = vec![gone];
+            ops.extend((12..20).map(|n| RowOp::Delete { key: key(n) }));
+            ops.extend(rows_of(version).into_iter().map(|(key, value)| put(key, value)));
+            store.write(vec![(G, ops)]).unwrap();
+        };
+        write(0);
+        let written = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                (1..400).for_each(write);
+                written.store(true, Ordering::Relaxed);
+            });
+            threads.spawn(|| {
+                while !written.load(Ordering::Relaxed) {
+                    store.sync().unwrap();
+                    std::thread::yield_now();
+                }
+            });
+            for limit in [7, usize::MAX] {
+                let (store, written) = (&store, &written);
+                threads.spawn(move || {
+                    let mut last = 0;
+                    while !written.load(Ordering::Relaxed) {
+                        let found = store.scan(G, &[], None, limit).unwrap();
+                        let version = u64::from_be_bytes(found[0].1.as_slice().try_into().unwrap());
+                        assert!(version >= last, "time does not go back");
+                        assert!(found.iter().eq(rows_of(version).iter().take(limit)), "{found:?}");
+                        let row = store.get(G, &key(0)).unwrap().expect("it is always there");
+                        last = u64::from_be_bytes(row.try_into().unwrap());
+                        assert!(last >= version, "time does not go back");
+                    }
+                });
+            }
+        });
+        assert_eq!(store.scan(G, &[], None, usize::MAX).unwrap(), rows_of(399));
+    }
+
+    #[test]
+    fn readers_see_one_version_at_a_time_in_memory() {
+        readers_see_one_version_at_a_time(MemoryRows::default());
+    }
+
+    #[test]
+    fn readers_see_one_version_at_a_time_on_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        readers_see_one_version_at_a_time(FjallRows::open(dir.path(), 1 << 20, 1 << 20).unwrap());
+    }
+
+    #[test]
+    fn a_reader_who_waits_for_the_disk_keeps_no_writer_waiting() {
+        for slow in ["get", "row"] {
+            let (enter, entered) = mpsc::sync_channel(1);
+            let (leave, left) = mpsc::sync_channel::<()>(1);
+            let left = Arc::new(Mutex::new(left));
+            let rows = WatchedRows(MemoryRows::default(), move |operation| {
+                if operation == slow {
+                    enter.send(()).unwrap();
+                    // Ends when the other side is dropped, too.
+                    let _ = left.lock().unwrap().recv();
+                }
+            });
+            let store = Arc::new(BufferedRows::new(rows));
+            store.write(vec![(G, vec![put(key(1), key(1))])]).unwrap();
+            store.sync().unwrap();
+            let reader = std::thread::spawn({
+                let store = store.clone();
+                move || match slow {
+                    "get" => store.get(G, &key(1)).unwrap(),
+                    _ => store.scan(G, &[], None, 1).unwrap().pop().map(|(_, value)| value),
+                }
+            });
+            entered.recv().unwrap();
+            let (done, written) = mpsc::channel();
+            std::thread::spawn(move || {
+                store.write(vec![(G, vec![put(key(1), key(2))])]).unwrap();
+                done.send(store.sync()).unwrap();
+            });
+            // Never reached unless the writer waits for the reader.
+            written.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
+            leave.send(()).unwrap();
+            let read = reader.join().unwrap().unwrap();
+            assert!(read == key(1) || (slow == "get" && read == key(2)), "{slow}: {read:?}");
         }
     }
 }

@@ -73,6 +73,8 @@ pub(crate) enum Input {
         to: MemberId,
         ok: bool,
     },
+    /// A helper broke a rule and does nothing any more.
+    HelperPanicked(String),
     Checkpoint,
     Stop,
     #[cfg(test)]

@@ -4,7 +4,7 @@
 //! flush for everything of a loop. Read at boot only; in between, the driver serves reads from
 //! memory. In go [`Persist`]s and [`Truncate`]s; out come seeds at boot. A failed flush is final.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use perennial_core::id::{GroupId, LogIndex, Term};
@@ -12,6 +12,7 @@ use perennial_core::replication::{Entry, GroupSeed, HardState, Persist, Truncate
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
 use super::config::GroupConfig;
+use super::damage;
 
 const KEY_CONFIG: &[u8] = b"c";
 const KEY_HARD_STATE: &[u8] = b"h";
@@ -25,6 +26,21 @@ pub enum LogError {
     /// The disk or its content failed.
     #[error("the log failed; check the disk, then restart the node")]
     Engine(#[from] raft_engine::Error),
+    /// A file could not be read.
+    #[error("the log cannot be read; check the disk and the owner of the data folder")]
+    Read(#[source] std::io::Error),
+    /// The disk has lost some of what was flushed. The log is as it was found.
+    #[error(
+        "the log file {} is damaged at byte {offset}, before entries that were flushed; \
+         check the disk, then wipe this node's data folder and let it join anew",
+        file.display()
+    )]
+    Damaged {
+        /// Which file.
+        file: PathBuf,
+        /// Where it begins to be unreadable, in bytes.
+        offset: u64,
+    },
     /// What is stored beside the entries cannot be read.
     #[error("the log of group {0} has unreadable state; wipe this node's data folder and let it join anew")]
     State(u64),
@@ -69,6 +85,9 @@ pub(crate) struct DiskLog {
 
 impl DiskLog {
     pub(crate) fn open(dir: &Path, file_bytes: u64, purge_bytes: u64) -> Result<Self, LogError> {
+        if let Some((file, offset)) = damage::find(dir).map_err(LogError::Read)? {
+            return Err(LogError::Damaged { file, offset });
+        }
         let engine = Engine::open(Config {
             dir: dir.to_string_lossy().into_owned(),
             recovery_mode: RecoveryMode::TolerateTailCorruption,
@@ -258,5 +277,86 @@ mod tests {
         assert_eq!(found.seed.truncated, (LogIndex(20), Term(2)));
         assert_eq!(found.seed.entries, entries(21..22, 3));
         assert_eq!(found.config, config);
+    }
+    const GROUP: GroupId = GroupId::SYSTEM;
+    const BATCHES: u64 = 5;
+
+    /// A log of some batches with two entries each: its only file, and where each batch ends.
+    fn written(dir: &Path) -> (PathBuf, Vec<usize>) {
+        let config = GroupConfig { group: GROUP, voters: vec![MemberId(1)], preferred: vec![MemberId(1)] };
+        let file = dir.join("0000000000000001.raftlog");
+        let mut log = DiskLog::open(dir, 1 << 20, 1 << 20).unwrap();
+        log.note(&config).unwrap();
+        let mut end = 0;
+        let head = std::fs::read(&file).unwrap().iter().rposition(|byte| *byte != 0).unwrap();
+        let ends = (0..BATCHES).map(|n| {
+            end += log.write(&[persist(n * 2 + 1..n * 2 + 3, 1)], |_| None).unwrap() as usize;
+            end
+        });
+        let ends: Vec<_> = ends.collect();
+        drop(log);
+        let start = std::fs::metadata(&file).unwrap().len() as usize - ends[BATCHES as usize - 1];
+        assert!(start > head, "batches come behind the file's head");
+        (file, ends.into_iter().map(|end| start + end).collect())
+    }
+
+    /// How many batches a log gives back.
+    fn batches(dir: &Path) -> Result<u64, LogError> {
+        let log = DiskLog::open(dir, 1 << 20, 1 << 20)?;
+        let found = log.recover()?.pop().map_or(Vec::new(), |found| found.seed.entries);
+        assert_eq!(found, entries(1..found.len() as u64 + 1, 1));
+        Ok(found.len() as u64 / 2)
+    }
+
+    #[test]
+    fn a_flipped_byte_loses_nothing_but_the_last_batch_in_silence() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, ends) = written(dir.path());
+        let whole = std::fs::read(&file).unwrap();
+        for at in (0..whole.len()).step_by(3) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            std::fs::write(&file, &bytes).unwrap();
+            let found = batches(dir.path());
+            let in_last = at >= ends[BATCHES as usize - 2];
+            assert!(found.is_err() || (in_last && found.is_ok_and(|n| n >= BATCHES - 1)), "byte {at}");
+            if !in_last {
+                assert_eq!(std::fs::read(&file).unwrap(), bytes, "nothing was changed, byte {at}");
+            }
+        }
+        // The head of the third batch.
+        let mut bytes = whole;
+        bytes[ends[1]] ^= 1;
+        std::fs::write(&file, &bytes).unwrap();
+        match batches(dir.path()) {
+            Err(LogError::Damaged { file: named, offset }) => {
+                assert_eq!((named, offset), (file, ends[1] as u64));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_torn_end_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, ends) = written(dir.path());
+        let whole = std::fs::read(&file).unwrap();
+        let last = ends[BATCHES as usize - 2];
+        for cut in (last..whole.len()).step_by(5) {
+            // As a crash leaves it: room was made for more than was written.
+            let mut bytes = whole[..cut].to_vec();
+            bytes.resize(whole.len() + 4096, 0);
+            std::fs::write(&file, &bytes).unwrap();
+            assert_eq!(batches(dir.path()).unwrap(), BATCHES - 1, "cut at {cut}");
+            // Or pages of the batch got to the disk in another order.
+            let mut bytes = whole.clone();
+            bytes[last..cut].fill(0);
+            std::fs::write(&file, &bytes).unwrap();
+            assert!(batches(dir.path()).unwrap() >= BATCHES - 1, "zeros to {cut}");
+        }
+        std::fs::write(&file, &whole).unwrap();
+        assert_eq!(batches(dir.path()).unwrap(), BATCHES);
+        std::fs::write(&file, &whole[..20]).unwrap();
+        assert_eq!(batches(dir.path()).unwrap(), 0, "a file whose head was torn is new");
     }
 }

@@ -30,6 +30,8 @@ pub struct ReplicaMetrics {
     pub snapshots_sent: AtomicU64,
     /// Snapshots that could not be streamed.
     pub snapshots_failed: AtomicU64,
+    /// Snapshots of peers given up because they could not be staged here.
+    pub snapshots_unstaged: AtomicU64,
     /// Snapshots installed.
     pub snapshots_installed: AtomicU64,
     /// Proposals refused, counted by their events.

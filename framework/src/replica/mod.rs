@@ -18,6 +18,7 @@
 
 mod buffer;
 mod config;
+mod damage;
 mod handle;
 mod inbox;
 mod log;

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::ops::Bound;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -99,9 +99,12 @@ pub trait RowStore: Send + Sync {
         from: &[u8],
         to: Option<&[u8]>,
         limit: usize,
-    ) -> Result<Vec<Row>, RowError>;
-    /// All rows of a group at this point in time.
-    fn snapshot(&self, group: GroupId) -> RowIter;
+    ) -> Result<Vec<Row>, RowError> {
+        self.range(group, from, to).take(limit).collect()
+    }
+    /// The rows from `from` to before `to` (or the end) as they are now, in order. They are read from the
+    /// disk only as they are asked for.
+    fn range(&self, group: GroupId, from: &[u8], to: Option<&[u8]>) -> RowIter;
     /// Carries operations out in order, all or none, without a flush.
     ///
     /// # Errors
@@ -144,6 +147,11 @@ fn rows_end(group: GroupId) -> Vec<u8> {
     let mut end = vec![TAG_ROW];
     end.extend((group.raw() + 1).to_be_bytes());
     end
+}
+
+fn full_range(group: GroupId, from: &[u8], to: Option<&[u8]>) -> (Vec<u8>, Vec<u8>) {
+    let to = to.map_or_else(|| rows_end(group), |to| full_key(TAG_ROW, group, to));
+    (full_key(TAG_ROW, group, from), to)
 }
 
 fn relative(full: &[u8]) -> Vec<u8> {
@@ -227,7 +235,8 @@ impl Opened {
     }
 
     /// Flushes the journal through a file handle of our own, so that the flush under fjall's
-    /// journal lock, which stops writers, finds little left to do.
+    /// journal lock, which stops writers, finds little left to do. A failure here is one of the flush:
+    /// the disk may not report it a second time.
     fn flush_ahead(&self) -> std::io::Result<()> {
         let mut journals = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
@@ -236,7 +245,15 @@ impl Opened {
                 journals.push(path);
             }
         }
-        journals.iter().try_for_each(|journal| File::open(journal)?.sync_data())
+        for journal in journals {
+            match File::open(journal) {
+                Ok(journal) => journal.sync_data()?,
+                // fjall removes journals it needs no more.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -245,24 +262,10 @@ impl RowStore for FjallRows {
         self.with(|at| Ok(at.rows.get(full_key(TAG_ROW, group, key))?.map(|value| value.to_vec())))
     }
 
-    fn scan(
-        &self,
-        group: GroupId,
-        from: &[u8],
-        to: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<Row>, RowError> {
-        let from = full_key(TAG_ROW, group, from);
-        let to = to.map_or_else(|| rows_end(group), |to| full_key(TAG_ROW, group, to));
-        if from >= to {
-            return Ok(Vec::new());
-        }
-        self.with(|at| at.range(&from, &to).take(limit).collect())
-    }
-
-    fn snapshot(&self, group: GroupId) -> RowIter {
-        match self.with(|at| Ok(at.range(&full_key(TAG_ROW, group, &[]), &rows_end(group)))) {
-            Ok(rows) => Box::new(rows),
+    fn range(&self, group: GroupId, from: &[u8], to: Option<&[u8]>) -> RowIter {
+        let (from, to) = full_range(group, from, to);
+        match self.with(|at| Ok((from < to).then(|| at.range(&from, &to)))) {
+            Ok(rows) => Box::new(rows.into_iter().flatten()),
             Err(error) => Box::new(std::iter::once(Err(error))),
         }
     }
@@ -300,8 +303,7 @@ impl RowStore for FjallRows {
     fn sync(&self) -> Result<(), RowError> {
         self.with(|at| {
             at.db.persist(PersistMode::Buffer)?;
-            // Only a head start: the flush that counts is the next one.
-            let _ = at.flush_ahead();
+            at.flush_ahead().map_err(fjall::Error::Io)?;
             Ok(at.db.persist(PersistMode::SyncAll)?)
         })
     }
@@ -351,18 +353,18 @@ impl RowStore for MemoryRows {
         to: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Row>, RowError> {
-        let from = full_key(TAG_ROW, group, from);
-        let to = to.map_or_else(|| rows_end(group), |to| full_key(TAG_ROW, group, to));
+        let (from, to) = full_range(group, from, to);
         if from >= to {
             return Ok(Vec::new());
         }
         Ok(self.lock().range(from..to).take(limit).map(|(k, v)| (relative(k), v.clone())).collect())
     }
 
-    fn snapshot(&self, group: GroupId) -> RowIter {
-        let range = (Bound::Included(full_key(TAG_ROW, group, &[])), Bound::Excluded(rows_end(group)));
-        let rows: Vec<Row> = self.lock().range(range).map(|(k, v)| (relative(k), v.clone())).collect();
-        Box::new(rows.into_iter().map(Ok))
+    fn range(&self, group: GroupId, from: &[u8], to: Option<&[u8]>) -> RowIter {
+        match self.scan(group, from, to, usize::MAX) {
+            Ok(rows) => Box::new(rows.into_iter().map(Ok)),
+            Err(error) => Box::new(std::iter::once(Err(error))),
+        }
     }
 
     fn write(&self, batch: Vec<(GroupId, Vec<RowOp>)>) -> Result<(), RowError> {
@@ -409,9 +411,42 @@ impl RowStore for MemoryRows {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use perennial_core::id::PartitionId;
+
+    /// Rows in memory; a function is told which operation comes next.
+    pub(crate) struct WatchedRows<F>(pub(crate) MemoryRows, pub(crate) F);
+
+    impl<F: Fn(&'static str) + Clone + Send + Sync + 'static> RowStore for WatchedRows<F> {
+        fn get(&self, group: GroupId, key: &[u8]) -> Result<Option<Vec<u8>>, RowError> {
+            self.1("get");
+            self.0.get(group, key)
+        }
+        fn range(&self, group: GroupId, from: &[u8], to: Option<&[u8]>) -> RowIter {
+            let watch = self.1.clone();
+            Box::new(self.0.range(group, from, to).inspect(move |_| watch("row")))
+        }
+        fn write(&self, batch: Vec<(GroupId, Vec<RowOp>)>) -> Result<(), RowError> {
+            self.1("write");
+            self.0.write(batch)
+        }
+        fn meta(&self, group: GroupId) -> Result<Option<GroupMeta>, RowError> {
+            self.0.meta(group)
+        }
+        fn put_meta(&self, metas: &[(GroupId, GroupMeta)]) -> Result<(), RowError> {
+            self.0.put_meta(metas)
+        }
+        fn sync(&self) -> Result<(), RowError> {
+            self.1("sync");
+            self.0.sync()
+        }
+        fn wipe(&self, group: GroupId) -> Result<(), RowError> {
+            self.1("wipe");
+            self.0.wipe(group)
+        }
+        fn close(&self) {}
+    }
 
     fn put(key: &str, value: &str) -> RowOp {
         RowOp::Put { key: key.into(), value: value.into() }
@@ -428,9 +463,10 @@ mod tests {
         assert_eq!(store.get(g, b"c").unwrap(), None);
         assert_eq!(all(other), [row("a", "9")]);
 
-        let before = store.snapshot(g);
+        let before = store.range(g, b"", None);
         let range = |from: &str, to: &str| RowOp::DeleteRange { from: from.into(), to: to.into() };
         let ops = vec![put("b1", "x"), range("b", "c"), put("b2", "y"), put("c", "3"), range("z", "a")];
+        assert_eq!(store.range(g, b"b", Some(b"a")).count(), 0);
         store.write(vec![(g, ops)]).unwrap();
         assert_eq!(all(g), [row("a", "1"), row("b2", "y"), row("c", "3")], "operations act in order");
         let delete = vec![put("c", "4"), RowOp::Delete { key: b"c".to_vec() }];
@@ -438,7 +474,7 @@ mod tests {
         assert_eq!(store.scan(g, b"a", Some(b"c"), 1).unwrap(), [row("a", "1")], "limits hold");
         assert_eq!(store.scan(g, b"b", Some(b"c"), 9).unwrap(), [row("b2", "y")]);
         let before: Vec<Row> = before.map(Result::unwrap).collect();
-        assert_eq!(before, [row("a", "1"), row("b", "2")], "a snapshot does not move");
+        assert_eq!(before, [row("a", "1"), row("b", "2")], "a range does not move");
 
         let meta = GroupMeta { applied: LogIndex(7), term: Term(2), machine: b"m".to_vec() };
         assert_eq!(store.meta(g).unwrap(), None);
@@ -461,6 +497,22 @@ mod tests {
         contract(&FjallRows::open(dir.path(), 1 << 20, 1 << 20).unwrap());
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn a_journal_that_cannot_be_flushed_is_an_error_and_one_that_is_gone_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FjallRows::open(dir.path(), 1 << 20, 1 << 20).unwrap();
+        let journal = |name: &str, at: &str| {
+            std::os::unix::fs::symlink(at, dir.path().join(name)).unwrap();
+        };
+        journal("gone.jnl", "nowhere");
+        store.sync().unwrap();
+        // A device that cannot be flushed.
+        journal("broken.jnl", "/dev/null");
+        let failed = store.sync();
+        assert!(matches!(failed, Err(RowError::Store(fjall::Error::Io(_)))), "{failed:?}");
+    }
+
     #[test]
     fn rows_and_checkpoints_are_there_when_the_folder_of_a_closed_store_is_opened() {
         let dir = tempfile::tempdir().unwrap();
@@ -475,7 +527,7 @@ mod tests {
             assert!(matches!(taken, RowError::Store(fjall::Error::Locked)), "{taken:?}");
             store.close();
             assert!(matches!(store.get(g, b"k"), Err(RowError::Closed)));
-            assert!(matches!(store.snapshot(g).next(), Some(Err(RowError::Closed))));
+            assert!(matches!(store.range(g, b"", None).next(), Some(Err(RowError::Closed))));
             store
         };
         let store = FjallRows::open(dir.path(), 1 << 20, 1 << 20).unwrap();

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ const RETRY: Duration = Duration::from_millis(5);
 /// Refusals in a row after which a snapshot is given up: 10 s.
 const RETRIES_MAX: u32 = 2000;
 const CHUNK_VERSION: u8 = 1;
+/// Lengths of key and value before each row.
+const ROW_HEAD_BYTES: usize = 8;
 
 /// Bytes that are not a chunk of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +45,17 @@ pub enum ChunkError {
     /// Too long, of another version, or not decodable.
     #[error("the bytes are not a snapshot chunk of this version; close the link")]
     Malformed,
+}
+
+/// Why an arriving snapshot was given up. What had been staged of it is gone; its sender will try again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StageError {
+    #[error("the rows cannot be staged; check the disk and its free space")]
+    Folder(#[from] std::io::Error),
+    #[error(
+        "it has more than {STAGED_BYTES_MAX} bytes of rows or {META_BYTES_MAX} of state; spread the data over more partitions"
+    )]
+    TooLarge,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +95,10 @@ impl Chunk {
 
     pub(crate) fn bytes(&self) -> usize {
         self.payload.len()
+    }
+
+    pub(crate) fn group(&self) -> GroupId {
+        self.header.group
     }
 }
 
@@ -144,9 +161,19 @@ pub(crate) fn stream(job: SendJob, outbound: &dyn Outbound, stopping: impl Fn() 
         && offer(Part::End, &end)
 }
 
+/// A file in the staging folder, which nobody else has and which goes away with this.
+pub(crate) struct StagedFile(PathBuf);
+
+impl Drop for StagedFile {
+    fn drop(&mut self) {
+        // A file left over is removed when the folder is opened the next time.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// Where arriving rows are kept.
 enum Stage {
-    File(PathBuf, BufWriter<File>),
+    File(StagedFile, BufWriter<File>),
     Memory(Vec<u8>),
 }
 
@@ -159,31 +186,23 @@ struct Arriving {
 
 /// A snapshot that has arrived whole.
 pub(crate) struct Arrived {
-    pub(crate) group: GroupId,
     pub(crate) index: LogIndex,
     pub(crate) message: RaftMessage,
     pub(crate) machine: Vec<u8>,
     pub(crate) rows: StagedRows,
 }
 
-/// The rows of a snapshot that has arrived; a file is removed when this is dropped.
+/// The rows of a snapshot that has arrived.
 pub(crate) enum StagedRows {
-    File(PathBuf),
+    File { file: StagedFile, bytes: u64 },
     Memory(Vec<u8>),
-}
-
-impl Drop for StagedRows {
-    fn drop(&mut self) {
-        if let Self::File(path) = self {
-            // A file left over is truncated by the next snapshot of the group.
-            let _ = std::fs::remove_file(path);
-        }
-    }
 }
 
 /// Snapshots that are arriving, one for each group and sender.
 pub(crate) struct Staging {
     dir: Option<PathBuf>,
+    /// Files staged so far; no two have the same name, because one may be installed while the next arrives.
+    files: u64,
     arriving: BTreeMap<(GroupId, MemberId), Arriving>,
 }
 
@@ -196,15 +215,16 @@ impl Staging {
                 std::fs::remove_file(left_over?.path())?;
             }
         }
-        Ok(Self { dir: dir.map(Path::to_owned), arriving: BTreeMap::new() })
+        Ok(Self { dir: dir.map(Path::to_owned), files: 0, arriving: BTreeMap::new() })
     }
 
-    fn begin(&self, from: MemberId, header: Header) -> std::io::Result<Arriving> {
+    fn begin(&mut self, header: Header) -> std::io::Result<Arriving> {
         let stage = match &self.dir {
             Some(dir) => {
-                let path = dir.join(format!("{}-{from}-{}.rows", header.group, header.index));
-                let file = BufWriter::new(File::create(&path)?);
-                Stage::File(path, file)
+                self.files += 1;
+                let path = dir.join(format!("{}-{}.rows", header.group, self.files));
+                let file = File::create_new(&path)?;
+                Stage::File(StagedFile(path), BufWriter::new(file))
             }
             None => Stage::Memory(Vec::new()),
         };
@@ -212,13 +232,16 @@ impl Staging {
     }
 
     /// Takes a chunk; returns the snapshot with its last one.
-    pub(crate) fn take(&mut self, from: MemberId, chunk: Chunk) -> std::io::Result<Option<Arrived>> {
+    ///
+    /// # Errors
+    /// [`StageError`] when the snapshot was given up; its other chunks are ignored.
+    pub(crate) fn take(&mut self, from: MemberId, chunk: Chunk) -> Result<Option<Arrived>, StageError> {
         let Chunk { header, payload } = chunk;
         let key = (header.group, from);
         let before = self.arriving.remove(&key);
         let mut arriving = if header.number == 0 {
             drop(before);
-            self.begin(from, header)?
+            self.begin(header)?
         } else {
             let next = before.filter(|a| {
                 Header { part: header.part, number: header.number - 1, ..header }
@@ -232,16 +255,18 @@ impl Staging {
             Part::Rows => {
                 arriving.bytes += payload.len() as u64;
                 if arriving.bytes > STAGED_BYTES_MAX {
-                    return Ok(None);
+                    return Err(StageError::TooLarge);
                 }
                 match &mut arriving.stage {
                     Stage::File(_, file) => file.write_all(&payload)?,
                     Stage::Memory(rows) => rows.extend_from_slice(&payload),
                 }
             }
-            Part::Meta if arriving.machine.len() + payload.len() > META_BYTES_MAX => return Ok(None),
+            Part::Meta if arriving.machine.len() + payload.len() > META_BYTES_MAX => {
+                return Err(StageError::TooLarge);
+            }
             Part::Meta => arriving.machine.extend_from_slice(&payload),
-            Part::End => return arriving.end(&payload),
+            Part::End => return Ok(arriving.end(&payload)?),
         }
         self.arriving.insert(key, arriving);
         Ok(None)
@@ -252,17 +277,17 @@ impl Arriving {
     fn end(self, payload: &[u8]) -> std::io::Result<Option<Arrived>> {
         let rows = match self.stage {
             Stage::Memory(rows) => StagedRows::Memory(rows),
-            Stage::File(path, mut file) => {
+            Stage::File(staged, mut file) => {
                 file.flush()?;
-                StagedRows::File(path)
+                StagedRows::File { file: staged, bytes: self.bytes }
             }
         };
-        let Header { group, index, term, .. } = self.header;
+        let Header { index, term, .. } = self.header;
         let message: Option<RaftMessage> =
             postcard::take_from_bytes(payload).ok().filter(|(_, rest)| rest.is_empty()).map(|(m, _)| m);
         let message =
             message.filter(|m| m.snapshot.as_ref().is_some_and(|s| s.index == index && s.term == term));
-        Ok(message.map(|message| Arrived { group, index, message, machine: self.machine, rows }))
+        Ok(message.map(|message| Arrived { index, message, machine: self.machine, rows }))
     }
 }
 
@@ -294,10 +319,13 @@ pub(crate) fn install(
     machine: Vec<u8>,
 ) -> Result<(), RowError> {
     match staged {
-        StagedRows::Memory(bytes) => install_from(rows, install, &mut bytes.as_slice(), machine),
-        StagedRows::File(path) => {
-            let file = File::open(path).map_err(RowError::Staged)?;
-            install_from(rows, install, &mut BufReader::new(file), machine)
+        StagedRows::Memory(rows_staged) => {
+            let bytes = rows_staged.len() as u64;
+            install_from(rows, install, &mut rows_staged.as_slice(), bytes, machine)
+        }
+        StagedRows::File { file, bytes } => {
+            let file = File::open(&file.0).map_err(RowError::Staged)?;
+            install_from(rows, install, &mut BufReader::new(file), *bytes, machine)
         }
     }
 }
@@ -306,13 +334,16 @@ fn install_from(
     rows: &dyn RowStore,
     install: Install,
     staged: &mut impl Read,
+    staged_bytes: u64,
     machine: Vec<u8>,
 ) -> Result<(), RowError> {
     let Install { group, index, term } = install;
     rows.wipe(group)?;
     let mut ops = Vec::new();
     let mut bytes = 0;
+    let mut read = 0;
     while let Some((key, value)) = read_row(staged).map_err(RowError::Staged)? {
+        read += (ROW_HEAD_BYTES + key.len() + value.len()) as u64;
         bytes += key.len() + value.len();
         ops.push(RowOp::Put { key, value });
         if bytes >= INSTALL_BYTES {
@@ -320,13 +351,17 @@ fn install_from(
             bytes = 0;
         }
     }
+    // Rows that are missing would be missed by nobody: they must not get a checkpoint.
+    if read != staged_bytes {
+        return Err(RowError::Staged(ErrorKind::UnexpectedEof.into()));
+    }
     rows.write(vec![(group, ops)])?;
     rows.put_meta(&[(group, GroupMeta { applied: index, term, machine })])?;
     rows.sync()
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::rows::MemoryRows;
     use super::*;
     use perennial_core::replication::{MessageKind, SnapshotMeta};
@@ -369,15 +404,23 @@ mod tests {
     }
 
     fn chunks(store: &MemoryRows) -> Vec<Bytes> {
+        chunks_of(GroupId::SYSTEM, store)
+    }
+
+    /// The chunks of a snapshot; the rows are those of the system partition.
+    pub(crate) fn chunks_of(group: GroupId, store: &MemoryRows) -> Vec<Bytes> {
         let lane = Lane { full_first: Mutex::new(3), ..Lane::default() };
-        let snapshot = Outgoing { to: MemberId(2), group: GroupId::SYSTEM, message: message() };
-        let job =
-            SendJob { snapshot, rows: store.snapshot(GroupId::SYSTEM), machine: vec![7; CHUNK_BYTES + 1] };
+        let snapshot = Outgoing { to: MemberId(2), group, message: message() };
+        let job = SendJob {
+            snapshot,
+            rows: store.range(GroupId::SYSTEM, b"", None),
+            machine: vec![7; CHUNK_BYTES + 1],
+        };
         assert!(stream(job, &lane, || false));
         lane.chunks.into_inner().unwrap()
     }
 
-    fn store(rows: usize, size: usize) -> MemoryRows {
+    pub(crate) fn store(rows: usize, size: usize) -> MemoryRows {
         let store = MemoryRows::default();
         let put = |n: usize| RowOp::Put { key: n.to_be_bytes().to_vec(), value: vec![n as u8; size] };
         store.write(vec![(GroupId::SYSTEM, (0..rows).map(put).collect())]).unwrap();
@@ -411,6 +454,63 @@ mod tests {
             );
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "staged files are removed");
+    }
+
+    fn files(dir: &Path) -> usize {
+        std::fs::read_dir(dir).unwrap().count()
+    }
+
+    #[test]
+    fn a_snapshot_that_arrives_again_leaves_the_one_being_installed_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = store(500, 2000);
+        let all = chunks(&source);
+        let mut staging = Staging::open(Some(dir.path())).unwrap();
+        let mut take = |chunk: &Bytes| staging.take(MemberId(1), Chunk::decode(chunk).unwrap()).unwrap();
+        let arrived = all.iter().find_map(&mut take).unwrap();
+        assert!(take(&all[0]).is_none(), "the same one begins anew");
+        let target = MemoryRows::default();
+        let order = Install { group: GroupId::SYSTEM, index: LogIndex(9), term: Term(2) };
+        install(&target, order, &arrived.rows, vec![]).unwrap();
+        assert_eq!(target.scan(GroupId::SYSTEM, b"", None, 9999).unwrap().len(), 500);
+        drop(arrived);
+        let again = all[1..].iter().find_map(take).unwrap();
+        install(&target, order, &again.rows, vec![]).unwrap();
+        assert_eq!(target.scan(GroupId::SYSTEM, b"", None, 9999).unwrap().len(), 500);
+    }
+
+    #[test]
+    fn rows_missing_at_the_end_of_a_staged_file_are_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut staging = Staging::open(Some(dir.path())).unwrap();
+        let take = |chunk: &Bytes| staging.take(MemberId(1), Chunk::decode(chunk).unwrap()).unwrap();
+        let arrived = chunks(&store(500, 2000)).iter().find_map(take).unwrap();
+        let StagedRows::File { file, bytes } = &arrived.rows else { panic!("rows are staged in a file") };
+        let short = bytes - (ROW_HEAD_BYTES + 8 + 2000) as u64;
+        File::options().write(true).open(&file.0).unwrap().set_len(short).unwrap();
+        let target = MemoryRows::default();
+        let order = Install { group: GroupId::SYSTEM, index: LogIndex(9), term: Term(2) };
+        let refused = install(&target, order, &arrived.rows, vec![]);
+        assert!(matches!(refused, Err(RowError::Staged(_))), "{refused:?}");
+        assert_eq!(target.meta(GroupId::SYSTEM).unwrap(), None, "no checkpoint covers such rows");
+    }
+
+    #[test]
+    fn a_snapshot_given_up_leaves_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = chunks(&store(500, 2000));
+        let mut staging = Staging::open(Some(dir.path())).unwrap();
+        let mut take = |n: usize| staging.take(MemberId(1), Chunk::decode(&all[n]).unwrap());
+        assert!(take(0).unwrap().is_none());
+        assert_eq!(files(dir.path()), 1);
+        assert!(take(2).unwrap().is_none(), "a chunk is missing");
+        assert_eq!(files(dir.path()), 0);
+        std::fs::remove_dir(dir.path()).unwrap();
+        assert!(matches!(take(0), Err(StageError::Folder(_))));
+        assert!(take(1).unwrap().is_none(), "the rest is ignored");
+        std::fs::create_dir(dir.path()).unwrap();
+        assert!(take(0).unwrap().is_none() && take(1).unwrap().is_none());
+        assert_eq!(files(dir.path()), 1, "the next attempt is taken");
     }
 
     #[test]

@@ -29,11 +29,15 @@ struct Counter {
     epoch: u64,
     next: u64,
     records: u64,
+    /// Restored and not installed.
+    #[serde(skip)]
+    provisional: bool,
 }
 
 impl StateMachine for Counter {
     fn apply(&mut self, term: Term, _: LogIndex, entry: &[u8], rows: &mut Vec<RowOp>) {
         assert!(entry != b"!", "a rule of the machine is broken");
+        assert!(!self.provisional, "a restored machine is installed before it is used");
         if self.epoch != term.0 {
             (self.epoch, self.next) = (term.0, 0);
         }
@@ -46,7 +50,11 @@ impl StateMachine for Counter {
     }
     fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
         *self = postcard::from_bytes(bytes).map_err(|_| RestoreError::Malformed)?;
+        self.provisional = true;
         Ok(())
+    }
+    fn installed(&mut self) {
+        self.provisional = false;
     }
     fn next_seq(&self, epoch: Term) -> RecordSeq {
         RecordSeq(if epoch.0 == self.epoch { self.next } else { 0 })
@@ -383,6 +391,47 @@ fn a_replica_far_behind_is_given_a_snapshot() {
     cluster.kill(M3);
     cluster.restart(M3);
     cluster.until_rows(M3, p(0), 601);
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_staged_is_sent_again() {
+    let cluster = Cluster::start(1, |config| {
+        small_log(config);
+        config.tick = Duration::from_millis(5);
+    });
+    cluster.acknowledge(p(0), 0, 300);
+    cluster.until_rows(M3, p(0), 300);
+    cluster.status_until(M3, p(0), |s| s.first > LogIndex(200));
+    cluster.stop(M3);
+    std::fs::remove_dir_all(cluster.path(M3).join("rows")).unwrap();
+    *cluster.world.cut.lock().unwrap() = [M1, M2].map(|m| (m, M3)).into();
+    cluster.restart(M3);
+    let incoming = cluster.path(M3).join("incoming");
+    std::fs::remove_dir(&incoming).unwrap();
+    cluster.world.cut.lock().unwrap().clear();
+    let metrics = cluster.handle(M3).metrics();
+    cluster.status_until(M3, p(0), |_| metrics.snapshots_unstaged.load(Ordering::Relaxed) > 0);
+    std::fs::create_dir(&incoming).unwrap();
+    cluster.status_until(M3, p(0), |s| !s.rows_lost && s.applied >= LogIndex(300));
+    assert_eq!(cluster.rows(M3, p(0)).len(), 300);
+    assert!(cluster.world.faults.lock().unwrap().is_empty());
+}
+
+#[test]
+fn chunks_of_strangers_and_of_groups_elsewhere_are_not_staged() {
+    let cluster = Cluster::start(1, |_| {});
+    let handle = cluster.handle(M1);
+    let rows = snapshot::tests::store(500, 2000);
+    let staged = |from, group| {
+        let chunks = snapshot::tests::chunks_of(group, &rows);
+        handle.deliver_chunk(from, &chunks[0]).unwrap();
+        // Answered behind the chunk.
+        block(handle.status());
+        std::fs::read_dir(cluster.path(M1).join("incoming")).unwrap().count()
+    };
+    assert_eq!(staged(M2, p(1)), 0);
+    assert_eq!(staged(MemberId(9), p(0)), 0);
+    assert_eq!(staged(M2, p(0)), 1, "a fellow replica's is");
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! The replica thread.
 //!
 //! Owns the loop that carries the driver's effects out, the machines entries are applied to, and
-//! the two helpers beside it: one flushes rows and installs snapshots, one streams snapshots. Each
-//! loop is bounded by the limits of the inbox and of the driver, so that ticks go on under load.
+//! the three helpers beside it: one flushes rows, one installs snapshots, one streams them; the first
+//! never waits for the others, because the log grows until rows are flushed. Each loop is bounded by
+//! the limits of the inbox and of the driver, so that ticks go on under load.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -47,9 +49,11 @@ struct Hosted {
 /// Work for the helper that flushes rows.
 enum RowJob {
     Sync(Vec<Checkpointed>),
-    Install(Install, StagedRows, Vec<u8>),
     Purge,
 }
+
+/// Work for the helper that installs snapshots: where to, the rows, the machine's state.
+struct InstallJob(Install, StagedRows, Vec<u8>);
 
 /// Where a checkpoint stands.
 enum Checkpoint {
@@ -93,8 +97,9 @@ impl Replica {
         let staging = Staging::open(staging.as_deref()).map_err(ReplicaFault::Folder)?;
         let stopping = Arc::new(AtomicBool::new(false));
         let (row_jobs, row_helper) =
-            spawn_row_helper(rows.clone(), log.as_ref().map(DiskLog::purger), inbox.clone());
-        let (send_jobs, send_helper) = spawn_send_helper(outbound.clone(), inbox.clone(), stopping.clone());
+            spawn_row_helper(rows.clone(), log.as_ref().map(DiskLog::purger), inbox.clone())?;
+        let (install_jobs, install_helper) = spawn_install_helper(rows.clone(), inbox.clone())?;
+        let (send_jobs, send_helper) = spawn_send_helper(outbound.clone(), inbox.clone(), stopping.clone())?;
         let now = Instant::now();
         let mut worker = Worker {
             driver: Driver::new(config.driver.clone()),
@@ -119,6 +124,7 @@ impl Replica {
             forced: BTreeSet::new(),
             opening: Vec::new(),
             row_jobs,
+            install_jobs,
             send_jobs,
         };
         worker.recover().inspect_err(|_| rows.close())?;
@@ -128,8 +134,9 @@ impl Replica {
             inbox.close();
             stopping.store(true, Ordering::Relaxed);
             // The helpers end when their queues close, which the worker's end has done.
-            let _ = row_helper.join();
-            let _ = send_helper.join();
+            for helper in [row_helper, install_helper, send_helper] {
+                let _ = helper.join();
+            }
             rows.close();
             match ended {
                 Ok(Ok(())) => {}
@@ -152,45 +159,76 @@ fn open_stores(config: &ReplicaConfig) -> Result<(Option<DiskLog>, Arc<dyn RowSt
     std::fs::create_dir_all(dir).map_err(ReplicaFault::Folder)?;
     let log = DiskLog::open(&dir.join("log"), config.log_file_bytes, config.log_purge_bytes)?;
     let rows = FjallRows::open(&dir.join("rows"), config.rows_cache_bytes, config.rows_memtable_bytes)?;
+    // A power cut must not take the folders of the stores with it, after they were written to.
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(ReplicaFault::Folder)?;
     Ok((Some(log), Arc::new(BufferedRows::new(rows))))
+}
+
+/// Runs jobs on a thread of their own, until their queue closes. After a panic it runs no more of them:
+/// the replica stops, instead of waiting for ever for what the job would have told it.
+fn spawn_helper<J: Send + 'static>(
+    name: &str,
+    jobs: mpsc::Receiver<J>,
+    inbox: Arc<Inbox>,
+    run: impl Fn(J) -> Input + Send + 'static,
+) -> Result<JoinHandle<()>, ReplicaFault> {
+    let helper = move || {
+        for job in &jobs {
+            match std::panic::catch_unwind(AssertUnwindSafe(|| run(job))) {
+                Ok(outcome) => inbox.push_always(outcome),
+                Err(panic) => {
+                    inbox.push_always(Input::HelperPanicked(panic_text(&*panic)));
+                    return jobs.into_iter().for_each(drop);
+                }
+            }
+        }
+    };
+    std::thread::Builder::new().name(name.into()).spawn(helper).map_err(ReplicaFault::Folder)
 }
 
 fn spawn_row_helper(
     rows: Arc<dyn RowStore>,
     purger: Option<Purger>,
     inbox: Arc<Inbox>,
-) -> (mpsc::Sender<RowJob>, JoinHandle<()>) {
+) -> Result<(mpsc::Sender<RowJob>, JoinHandle<()>), ReplicaFault> {
     let (sender, jobs) = mpsc::channel();
-    let helper = std::thread::spawn(move || {
-        for job in jobs {
-            inbox.push_always(match job {
-                RowJob::Sync(groups) => Input::Synced { groups, result: rows.sync() },
-                RowJob::Install(order, staged, machine) => {
-                    let result = install(&*rows, order, &staged, machine);
-                    Input::Installed { group: order.group, index: order.index, result }
-                }
-                RowJob::Purge => Input::Purged(purger.as_ref().map_or(Ok(Vec::new()), Purger::purge)),
-            });
-        }
+    let helper = spawn_helper("replica-rows", jobs, inbox, move |job| match job {
+        RowJob::Sync(groups) => Input::Synced { groups, result: rows.sync() },
+        RowJob::Purge => Input::Purged(purger.as_ref().map_or(Ok(Vec::new()), Purger::purge)),
     });
-    (sender, helper)
+    Ok((sender, helper?))
+}
+
+fn spawn_install_helper(
+    rows: Arc<dyn RowStore>,
+    inbox: Arc<Inbox>,
+) -> Result<(mpsc::Sender<InstallJob>, JoinHandle<()>), ReplicaFault> {
+    let (sender, jobs) = mpsc::channel();
+    let helper = spawn_helper(
+        "replica-install",
+        jobs,
+        inbox,
+        move |InstallJob(order, staged, machine): InstallJob| {
+            let result = install(&*rows, order, &staged, machine);
+            Input::Installed { group: order.group, index: order.index, result }
+        },
+    );
+    Ok((sender, helper?))
 }
 
 fn spawn_send_helper(
     outbound: Arc<dyn Outbound>,
     inbox: Arc<Inbox>,
     stopping: Arc<AtomicBool>,
-) -> (mpsc::SyncSender<SendJob>, JoinHandle<()>) {
-    let (sender, jobs) = mpsc::sync_channel::<SendJob>(SEND_JOBS_MAX);
-    let helper = std::thread::spawn(move || {
-        for job in jobs {
-            let (group, to) = (job.snapshot.group, job.snapshot.to);
-            let stopping = || stopping.load(Ordering::Relaxed);
-            let ok = !stopping() && stream(job, &*outbound, stopping);
-            inbox.push_always(Input::SnapshotSent { group, to, ok });
-        }
+) -> Result<(mpsc::SyncSender<SendJob>, JoinHandle<()>), ReplicaFault> {
+    let (sender, jobs) = mpsc::sync_channel(SEND_JOBS_MAX);
+    let helper = spawn_helper("replica-send", jobs, inbox, move |job: SendJob| {
+        let (group, to) = (job.snapshot.group, job.snapshot.to);
+        let stopping = || stopping.load(Ordering::Relaxed);
+        let ok = !stopping() && stream(job, &*outbound, stopping);
+        Input::SnapshotSent { group, to, ok }
     });
-    (sender, helper)
+    Ok((sender, helper?))
 }
 
 /// Everything the replica thread owns.
@@ -211,7 +249,7 @@ struct Worker {
     staging: Staging,
     /// Snapshots whose message the driver has just been given.
     ripe: BTreeMap<GroupId, Ripe>,
-    /// Machines of snapshots that the helper is installing.
+    /// Machines of snapshots that are being installed.
     installing: BTreeMap<GroupId, (Install, Box<dyn StateMachine>)>,
     checkpoint: Checkpoint,
     /// Bytes of entries applied since the last checkpoint.
@@ -221,6 +259,7 @@ struct Worker {
     /// Who waits for new groups to be durable.
     opening: Vec<tokio::sync::oneshot::Sender<Result<(), ReplicaFault>>>,
     row_jobs: mpsc::Sender<RowJob>,
+    install_jobs: mpsc::Sender<InstallJob>,
     send_jobs: mpsc::SyncSender<SendJob>,
     next_tick: Instant,
     next_checkpoint: Instant,
@@ -247,6 +286,7 @@ impl Worker {
             Some(meta) if meta.applied >= seed.truncated.0 => {
                 let restored = machine.restore(&meta.machine);
                 restored.map_err(|source| ReplicaFault::Restore { group, source })?;
+                machine.installed();
                 applied = (meta.applied, meta.term);
             }
             None if seed.truncated.0 == LogIndex(0) => {}
@@ -336,7 +376,7 @@ impl Worker {
                 }
                 ReplicaMetrics::add(&self.metrics.messages_dropped, dropped);
             }
-            Input::Chunk { from, chunk } => self.chunk(from, chunk)?,
+            Input::Chunk { from, chunk } => self.chunk(from, chunk),
             Input::Propose(proposal) => self.driver.propose(proposal),
             Input::ReadIndex { group, epoch, ctx } => self.driver.read_index(group, epoch, ctx),
             Input::Transfer { group, to } => {
@@ -364,6 +404,7 @@ impl Worker {
                 ReplicaMetrics::add(counter, 1);
                 self.driver.snapshot_sent(group, to, ok);
             }
+            Input::HelperPanicked(text) => return Err(ReplicaFault::Panicked(text)),
             Input::Checkpoint => self.next_checkpoint = Instant::now(),
             Input::Stop => {}
             #[cfg(test)]
@@ -504,16 +545,28 @@ impl Worker {
         let job = self.hosted.get(&group).map(|hosted| {
             let named = snapshot.message.snapshot.as_ref().map(|s| s.index);
             assert_eq!(named, Some(hosted.applied.0), "a snapshot names the index the rows stand at");
-            SendJob { machine: hosted.machine.checkpoint(), rows: self.rows.snapshot(group), snapshot }
+            let rows = self.rows.range(group, &[], None);
+            SendJob { machine: hosted.machine.checkpoint(), rows, snapshot }
         });
         if job.is_none_or(|job| self.send_jobs.try_send(job).is_err()) {
             self.driver.snapshot_sent(group, to, false);
         }
     }
 
-    fn chunk(&mut self, from: MemberId, chunk: Chunk) -> Result<(), ReplicaFault> {
-        let arrived = self.staging.take(from, chunk).map_err(ReplicaFault::Folder)?;
-        let Some(Arrived { group, index, message, machine: bytes, rows }) = arrived else { return Ok(()) };
+    /// Stages a chunk of a fellow replica. A snapshot that cannot be staged is given up, not the node:
+    /// rows and log have room of their own, and the leader sends it again.
+    fn chunk(&mut self, from: MemberId, chunk: Chunk) {
+        let group = chunk.group();
+        let fellow = self.hosted.get(&group).is_some_and(|h| h.config.voters.contains(&from));
+        if !fellow {
+            return ReplicaMetrics::add(&self.metrics.messages_dropped, 1);
+        }
+        let arrived = self.staging.take(from, chunk).unwrap_or_else(|error| {
+            tracing::warn!(%group, %from, error = &error as &dyn std::error::Error, "a snapshot is given up");
+            ReplicaMetrics::add(&self.metrics.snapshots_unstaged, 1);
+            None
+        });
+        let Some(Arrived { index, message, machine: bytes, rows }) = arrived else { return };
         let mut machine = (self.machines)(group);
         let sound = machine.restore(&bytes).is_ok() && !self.ripe.contains_key(&group);
         if sound && self.driver.step_snapshot(from, group, message).is_ok() {
@@ -521,7 +574,6 @@ impl Worker {
         } else {
             ReplicaMetrics::add(&self.metrics.messages_dropped, 1);
         }
-        Ok(())
     }
 
     fn begin_install(&mut self, order: Install) {
@@ -530,12 +582,14 @@ impl Worker {
             unreachable!("Raft restores only snapshots whose rows have arrived")
         };
         self.installing.insert(order.group, (order, machine));
-        self.run_row_job(RowJob::Install(order, rows, bytes));
+        let sent = self.install_jobs.send(InstallJob(order, rows, bytes));
+        assert!(sent.is_ok(), "the install helper lives as long as the replica thread");
     }
 
     fn installed(&mut self, group: GroupId, index: LogIndex) {
-        let Some((order, machine)) = self.installing.remove(&group) else { return };
+        let Some((order, mut machine)) = self.installing.remove(&group) else { return };
         assert_eq!(order.index, index, "snapshots of a group are installed one after the other");
+        machine.installed();
         if let Some(hosted) = self.hosted.get_mut(&group) {
             hosted.machine = machine;
             hosted.applied = (order.index, order.term);
@@ -642,5 +696,54 @@ impl Worker {
         let left: Vec<_> = self.dirty().collect();
         self.write_checkpoints(&left, &mut Vec::new())?;
         Ok(self.rows.sync()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rows::tests::WatchedRows;
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// The next thing the inbox is told.
+    fn told(inbox: &Inbox) -> Input {
+        let mut inputs = Vec::new();
+        inbox.take(&mut inputs, LONG);
+        inputs.pop().expect("something happens within a minute")
+    }
+
+    #[test]
+    fn a_panic_while_rows_are_flushed_is_told() {
+        let rows = WatchedRows(MemoryRows::default(), |operation| assert!(operation != "sync", "no sync"));
+        let inbox = Arc::new(Inbox::default());
+        let (jobs, helper) = spawn_row_helper(Arc::new(rows), None, inbox.clone()).unwrap();
+        jobs.send(RowJob::Sync(vec![])).unwrap();
+        assert!(matches!(told(&inbox), Input::HelperPanicked(text) if text == "no sync"));
+        jobs.send(RowJob::Purge).expect("jobs are taken, though not done");
+        drop(jobs);
+        helper.join().unwrap();
+        inbox.push_always(Input::Checkpoint);
+        assert!(matches!(told(&inbox), Input::Checkpoint), "nothing was done after the panic");
+    }
+
+    #[test]
+    fn rows_are_flushed_while_a_snapshot_is_installed() {
+        let (leave, left) = mpsc::channel::<()>();
+        let left = Arc::new(Mutex::new(left));
+        let rows: Arc<dyn RowStore> = Arc::new(WatchedRows(MemoryRows::default(), move |operation| {
+            if operation == "wipe" {
+                let _ = left.lock().unwrap().recv();
+            }
+        }));
+        let inbox = Arc::new(Inbox::default());
+        let (row_jobs, _) = spawn_row_helper(rows.clone(), None, inbox.clone()).unwrap();
+        let (install_jobs, _) = spawn_install_helper(rows, inbox.clone()).unwrap();
+        let order = Install { group: GroupId::SYSTEM, index: LogIndex(9), term: Term(1) };
+        install_jobs.send(InstallJob(order, StagedRows::Memory(vec![]), vec![])).unwrap();
+        row_jobs.send(RowJob::Sync(vec![])).unwrap();
+        assert!(matches!(told(&inbox), Input::Synced { result: Ok(()), .. }));
+        leave.send(()).unwrap();
+        assert!(matches!(told(&inbox), Input::Installed { result: Ok(()), .. }));
     }
 }

@@ -326,7 +326,7 @@ impl Driver {
         }
     }
 
-    /// Hands a led group over to a member heard from lately. Returns whether that was begun;
+    /// Hands a led group over to a member heard from lately that needs no snapshot. Returns whether that was begun;
     /// raft-rs gives up after an election time-out.
     pub fn transfer(&mut self, group: GroupId, to: MemberId) -> bool {
         if !self.live.is_live(to) {

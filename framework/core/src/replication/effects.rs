@@ -210,6 +210,6 @@ pub struct FollowerStatus {
     pub lag: u64,
     /// Heard from lately.
     pub active: bool,
-    /// Receiving a snapshot.
+    /// Receiving a snapshot, or has asked for one: it has no rows to lead with.
     pub snapshot: bool,
 }

@@ -7,7 +7,10 @@
 
 use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType};
-use raft::{Config, INVALID_ID, ProgressState, RawNode, ReadOnlyOption, Ready, SnapshotStatus, StateRole};
+use raft::{
+    Config, INVALID_ID, INVALID_INDEX, Progress, ProgressState, RawNode, ReadOnlyOption, Ready,
+    SnapshotStatus, StateRole,
+};
 use slog::Logger;
 
 use super::Entry;
@@ -93,6 +96,11 @@ impl Jitter {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((z ^ (z >> 31)) % limit as u64) as usize
     }
+}
+
+/// Whether a follower receives a snapshot or has asked for one; its log may match all the same.
+fn needs_snapshot(follower: &Progress) -> bool {
+    follower.state == ProgressState::Snapshot || follower.pending_request_snapshot != INVALID_INDEX
 }
 
 /// One group. While `pending` is set, nothing but `persisted` may touch the raft-rs node.
@@ -307,9 +315,10 @@ impl Group {
         }
     }
 
-    /// Hands leadership over. Returns whether it was begun.
+    /// Hands leadership over, not to a follower without rows. Returns whether it was begun.
     pub(crate) fn transfer(&mut self, to: MemberId, events: &mut Vec<(GroupId, EpochEvent)>) -> bool {
-        let able = self.leads() && to != self.me && self.tail().voters().contains(&to.0) && !self.at_rest();
+        let whole = self.raw.raft.prs().get(to.0).is_some_and(|p| !needs_snapshot(p));
+        let able = self.leads() && to != self.me && whole && !self.at_rest();
         if !able || self.raw.raft.lead_transferee == Some(to.0) {
             return false;
         }
@@ -638,7 +647,7 @@ impl Group {
                 matched: LogIndex(p.matched),
                 lag: last.saturating_sub(p.matched),
                 active: live.is_live(MemberId(*id)),
-                snapshot: p.state == ProgressState::Snapshot,
+                snapshot: needs_snapshot(p),
             })
             .collect();
         followers.sort_by_key(|f| f.member);

@@ -62,6 +62,10 @@ pub trait StateMachine: Send {
     /// [`RestoreError`] when the bytes are not a checkpoint of this machine; the machine is then
     /// unspecified and must be dropped.
     fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError>;
+    /// The state taken by [`StateMachine::restore`] is the group's from here on. Until then it may yet
+    /// be thrown away (a snapshot that Raft does not accept), so whatever others are told about it is
+    /// told here and in `apply`, never in `restore`.
+    fn installed(&mut self) {}
     /// How many records of this epoch have been applied: the sequence number of the next.
     fn next_seq(&self, epoch: Term) -> RecordSeq;
 }

@@ -354,6 +354,35 @@ fn a_replica_that_lost_its_rows_takes_a_snapshot_and_does_not_lead_before() {
 }
 
 #[test]
+fn a_follower_without_rows_is_known_to_its_leader_and_is_not_made_the_leader() {
+    let mut net = Net::three(16);
+    let (leader, term) = net.elect();
+    assert_eq!(leader, M1);
+    net.propose(leader, term, 0, 5);
+    net.tick(3);
+    net.kill(M2);
+    net.lose_rows(M2);
+    net.restart(M2);
+    let needs = |net: &mut Net| net.status(M1).followers.iter().find(|f| f.member == M2).unwrap().snapshot;
+    // It learns who leads, asks for a snapshot, and does not get it yet.
+    for _ in 0..2 {
+        net.tick_alone(M1);
+    }
+    net.pump();
+    assert!(!needs(&mut net));
+    net.cut_one_way(M1, M2);
+    net.tick_alone(M2);
+    net.pump();
+    assert!(needs(&mut net) && net.status(M2).rows_lost);
+    assert!(!net.node(M1).driver.transfer(G, M2));
+    assert!(net.status(M1).open, "proposals are still taken");
+    net.heal();
+    net.tick(300);
+    assert!(!needs(&mut net) && !net.status(M2).rows_lost);
+    assert!(net.node(M1).driver.transfer(G, M2));
+}
+
+#[test]
 fn garbage_and_strangers_change_nothing() {
     let mut net = Net::three(15);
     let (leader, term) = net.elect();
