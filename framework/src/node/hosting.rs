@@ -153,7 +153,8 @@ pub(super) async fn give_leaderships_away(inner: &Arc<Inner>) {
             .iter()
             .filter(|g| g.role == Role::Leader)
             .filter_map(|g| {
-                let best = g.followers.iter().filter(|f| f.active).max_by_key(|f| f.matched)?;
+                let best =
+                    g.followers.iter().filter(|f| f.active && !f.snapshot).max_by_key(|f| f.matched)?;
                 Some((g.group, best.member))
             })
             .collect();

@@ -66,6 +66,16 @@ impl Collector for NodeCollector {
                     of(&replica.messages_dropped),
                 ),
                 ("perennial_snapshots_sent", "Snapshots sent", of(&replica.snapshots_sent)),
+                (
+                    "perennial_snapshots_failed",
+                    "Snapshots that were not sent whole",
+                    of(&replica.snapshots_failed),
+                ),
+                (
+                    "perennial_snapshots_unstaged",
+                    "Snapshots given up because they could not be staged",
+                    of(&replica.snapshots_unstaged),
+                ),
                 ("perennial_snapshots_installed", "Snapshots installed", of(&replica.snapshots_installed)),
                 (
                     "perennial_proposals_refused",

@@ -12,7 +12,7 @@ use perennial_core::replication::{FrameError, GroupStatus, OpenError, Proposal, 
 use tokio::sync::oneshot;
 
 use super::config::GroupConfig;
-use super::inbox::{Inbox, Input};
+use super::inputs::{Input, Inputs};
 use super::log::LogError;
 use super::metrics::ReplicaMetrics;
 use super::rows::{RowError, RowStore};
@@ -168,7 +168,7 @@ pub struct Unproposed {
 }
 
 pub(crate) struct Shared {
-    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) inputs: Arc<Inputs>,
     pub(crate) rows: Arc<dyn RowStore>,
     pub(crate) metrics: Arc<ReplicaMetrics>,
     pub(crate) thread: Mutex<Option<JoinHandle<()>>>,
@@ -198,7 +198,7 @@ impl ReplicaHandle {
     /// # Errors
     /// [`Unproposed`] gives the proposal back.
     pub fn propose(&self, proposal: Proposal) -> Result<(), Unproposed> {
-        let pushed = self.shared.inbox.push_proposal(proposal);
+        let pushed = self.shared.inputs.push_proposal(proposal);
         pushed.map_err(|(proposal, reason)| Unproposed { proposal, reason })
     }
 
@@ -208,22 +208,22 @@ impl ReplicaHandle {
     /// # Errors
     /// [`Refusal`] when it was not taken.
     pub fn read_index(&self, group: GroupId, epoch: Term, ctx: u64) -> Result<(), Refusal> {
-        self.shared.inbox.push_request(Input::ReadIndex { group, epoch, ctx })
+        self.shared.inputs.push_request(Input::ReadIndex { group, epoch, ctx })
     }
 
     /// Hands a led group over to another replica.
     pub fn transfer(&self, group: GroupId, to: MemberId) {
-        self.shared.inbox.push_always(Input::Transfer { group, to });
+        self.shared.inputs.push_always(Input::Transfer { group, to });
     }
 
     /// A hint that a member's process is gone: its leaderships are taken over at once.
     pub fn member_down(&self, member: MemberId) {
-        self.shared.inbox.push_always(Input::MemberDown(member));
+        self.shared.inputs.push_always(Input::MemberDown(member));
     }
 
     /// Messages to a member were lost.
     pub fn unreachable(&self, member: MemberId) {
-        self.shared.inbox.push_always(Input::Unreachable(member));
+        self.shared.inputs.push_always(Input::Unreachable(member));
     }
 
     /// Takes a frame of the raft lane; dropped when the queue is full.
@@ -234,7 +234,7 @@ impl ReplicaHandle {
         let messages = decode_frame(frame)?;
         let count = messages.len() as u64;
         let metrics = &self.shared.metrics;
-        let taken = self.shared.inbox.push_frame(Input::Frame { from, messages }, frame.len());
+        let taken = self.shared.inputs.push_frame(Input::Frame { from, messages }, frame.len());
         ReplicaMetrics::add(
             if taken { &metrics.messages_received } else { &metrics.messages_dropped },
             count,
@@ -249,7 +249,7 @@ impl ReplicaHandle {
     pub fn deliver_chunk(&self, from: MemberId, chunk: &[u8]) -> Result<(), ChunkError> {
         let chunk = Chunk::decode(chunk)?;
         let bytes = chunk.bytes();
-        self.shared.inbox.push_frame(Input::Chunk { from, chunk }, bytes);
+        self.shared.inputs.push_frame(Input::Chunk { from, chunk }, bytes);
         Ok(())
     }
 
@@ -260,25 +260,25 @@ impl ReplicaHandle {
     /// [`ReplicaFault`] of the first group that cannot be opened; those before it are open.
     pub async fn open_groups(&self, groups: Vec<GroupConfig>) -> Result<(), ReplicaFault> {
         let (reply, answer) = oneshot::channel();
-        self.shared.inbox.push_always(Input::Open { groups, reply });
+        self.shared.inputs.push_always(Input::Open { groups, reply });
         answer.await.unwrap_or(Err(ReplicaFault::Stopped))
     }
 
     /// State of every group; none when the replica has stopped.
     pub async fn status(&self) -> Vec<GroupStatus> {
         let (reply, answer) = oneshot::channel();
-        self.shared.inbox.push_always(Input::Status(reply));
+        self.shared.inputs.push_always(Input::Status(reply));
         answer.await.unwrap_or_default()
     }
 
     /// Begins a checkpoint now.
     pub fn checkpoint(&self) {
-        self.shared.inbox.push_always(Input::Checkpoint);
+        self.shared.inputs.push_always(Input::Checkpoint);
     }
 
     /// Makes a last checkpoint and ends the threads. Blocks until that is done.
     pub fn stop(&self) {
-        self.shared.inbox.push_always(Input::Stop);
+        self.shared.inputs.push_always(Input::Stop);
         self.join();
     }
 
@@ -292,7 +292,7 @@ impl ReplicaHandle {
 
     #[cfg(test)]
     pub(crate) fn die(&self) {
-        self.shared.inbox.push_always(Input::Die);
+        self.shared.inputs.push_always(Input::Die);
         self.join();
     }
 }

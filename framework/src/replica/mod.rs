@@ -8,7 +8,7 @@
 //! One thread runs all groups, with one flush for everything a loop has gathered:
 //!
 //! ```text
-//!  inbox ─▶ driver ─▶ early messages ─▶ log: one flush ─▶ late messages ─▶ rows: one write ─▶ events
+//!  inputs ─▶ driver ─▶ early messages ─▶ log: one flush ─▶ late messages ─▶ rows: one write ─▶ events
 //!                                                                              │ every 5 s
 //!                                        log forgets ◀─ rows flushed ◀─ checkpoint
 //! ```
@@ -20,7 +20,7 @@ mod buffer;
 mod config;
 mod damage;
 mod handle;
-mod inbox;
+mod inputs;
 mod log;
 mod metrics;
 mod rows;

@@ -3,7 +3,7 @@
 //! Owns the loop that carries the driver's effects out, the machines entries are applied to, and
 //! the three helpers beside it: one flushes rows, one installs snapshots, one streams them; the first
 //! never waits for the others, because the log grows until rows are flushed. Each loop is bounded by
-//! the limits of the inbox and of the driver, so that ticks go on under load.
+//! the limits of its inputs and of the driver, so that ticks go on under load.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -21,7 +21,7 @@ use perennial_core::replication::{
 use super::buffer::BufferedRows;
 use super::config::{GroupConfig, ReplicaConfig};
 use super::handle::{GroupEvent, GroupSink, Outbound, ReplicaFault, ReplicaHandle, Shared};
-use super::inbox::{Checkpointed, Inbox, Input};
+use super::inputs::{Checkpointed, Input, Inputs};
 use super::log::{DiskLog, LogError, Purger};
 use super::metrics::ReplicaMetrics;
 use super::rows::{FjallRows, GroupMeta, MemoryRows, RowStore};
@@ -90,16 +90,16 @@ impl Replica {
         outbound: Arc<dyn Outbound>,
         sink: Arc<dyn GroupSink>,
     ) -> Result<ReplicaHandle, ReplicaFault> {
-        let inbox = Arc::new(Inbox::default());
+        let inputs = Arc::new(Inputs::default());
         let metrics = Arc::new(ReplicaMetrics::default());
         let (log, rows) = open_stores(&config)?;
         let staging = config.dir.as_ref().map(|dir| dir.join("incoming"));
         let staging = Staging::open(staging.as_deref()).map_err(ReplicaFault::Folder)?;
         let stopping = Arc::new(AtomicBool::new(false));
         let (row_jobs, row_helper) =
-            spawn_row_helper(rows.clone(), log.as_ref().map(DiskLog::purger), inbox.clone())?;
-        let (install_jobs, install_helper) = spawn_install_helper(rows.clone(), inbox.clone())?;
-        let (send_jobs, send_helper) = spawn_send_helper(outbound.clone(), inbox.clone(), stopping.clone())?;
+            spawn_row_helper(rows.clone(), log.as_ref().map(DiskLog::purger), inputs.clone())?;
+        let (install_jobs, install_helper) = spawn_install_helper(rows.clone(), inputs.clone())?;
+        let (send_jobs, send_helper) = spawn_send_helper(outbound.clone(), inputs.clone(), stopping.clone())?;
         let now = Instant::now();
         let mut worker = Worker {
             driver: Driver::new(config.driver.clone()),
@@ -112,7 +112,7 @@ impl Replica {
             hosted: BTreeMap::new(),
             outbound,
             sink: sink.clone(),
-            inbox: inbox.clone(),
+            inputs: inputs.clone(),
             metrics: metrics.clone(),
             fx: Effects::default(),
             frames: BTreeMap::new(),
@@ -129,9 +129,9 @@ impl Replica {
         };
         worker.recover().inspect_err(|_| rows.close())?;
         let thread = std::thread::Builder::new().name("replica".into()).spawn(move || {
-            let (inbox, rows) = (worker.inbox.clone(), worker.rows.clone());
+            let (inputs, rows) = (worker.inputs.clone(), worker.rows.clone());
             let ended = std::panic::catch_unwind(AssertUnwindSafe(|| worker.run()));
-            inbox.close();
+            inputs.close();
             stopping.store(true, Ordering::Relaxed);
             // The helpers end when their queues close, which the worker's end has done.
             for helper in [row_helper, install_helper, send_helper] {
@@ -145,7 +145,7 @@ impl Replica {
             }
         });
         let thread = Mutex::new(Some(thread.map_err(ReplicaFault::Folder)?));
-        Ok(ReplicaHandle { shared: Arc::new(Shared { inbox, rows, metrics, thread }) })
+        Ok(ReplicaHandle { shared: Arc::new(Shared { inputs, rows, metrics, thread }) })
     }
 }
 
@@ -169,15 +169,15 @@ fn open_stores(config: &ReplicaConfig) -> Result<(Option<DiskLog>, Arc<dyn RowSt
 fn spawn_helper<J: Send + 'static>(
     name: &str,
     jobs: mpsc::Receiver<J>,
-    inbox: Arc<Inbox>,
+    inputs: Arc<Inputs>,
     run: impl Fn(J) -> Input + Send + 'static,
 ) -> Result<JoinHandle<()>, ReplicaFault> {
     let helper = move || {
         for job in &jobs {
             match std::panic::catch_unwind(AssertUnwindSafe(|| run(job))) {
-                Ok(outcome) => inbox.push_always(outcome),
+                Ok(outcome) => inputs.push_always(outcome),
                 Err(panic) => {
-                    inbox.push_always(Input::HelperPanicked(panic_text(&*panic)));
+                    inputs.push_always(Input::HelperPanicked(panic_text(&*panic)));
                     return jobs.into_iter().for_each(drop);
                 }
             }
@@ -189,10 +189,10 @@ fn spawn_helper<J: Send + 'static>(
 fn spawn_row_helper(
     rows: Arc<dyn RowStore>,
     purger: Option<Purger>,
-    inbox: Arc<Inbox>,
+    inputs: Arc<Inputs>,
 ) -> Result<(mpsc::Sender<RowJob>, JoinHandle<()>), ReplicaFault> {
     let (sender, jobs) = mpsc::channel();
-    let helper = spawn_helper("replica-rows", jobs, inbox, move |job| match job {
+    let helper = spawn_helper("replica-rows", jobs, inputs, move |job| match job {
         RowJob::Sync(groups) => Input::Synced { groups, result: rows.sync() },
         RowJob::Purge => Input::Purged(purger.as_ref().map_or(Ok(Vec::new()), Purger::purge)),
     });
@@ -201,13 +201,13 @@ fn spawn_row_helper(
 
 fn spawn_install_helper(
     rows: Arc<dyn RowStore>,
-    inbox: Arc<Inbox>,
+    inputs: Arc<Inputs>,
 ) -> Result<(mpsc::Sender<InstallJob>, JoinHandle<()>), ReplicaFault> {
     let (sender, jobs) = mpsc::channel();
     let helper = spawn_helper(
         "replica-install",
         jobs,
-        inbox,
+        inputs,
         move |InstallJob(order, staged, machine): InstallJob| {
             let result = install(&*rows, order, &staged, machine);
             Input::Installed { group: order.group, index: order.index, result }
@@ -218,11 +218,11 @@ fn spawn_install_helper(
 
 fn spawn_send_helper(
     outbound: Arc<dyn Outbound>,
-    inbox: Arc<Inbox>,
+    inputs: Arc<Inputs>,
     stopping: Arc<AtomicBool>,
 ) -> Result<(mpsc::SyncSender<SendJob>, JoinHandle<()>), ReplicaFault> {
     let (sender, jobs) = mpsc::sync_channel(SEND_JOBS_MAX);
-    let helper = spawn_helper("replica-send", jobs, inbox, move |job: SendJob| {
+    let helper = spawn_helper("replica-send", jobs, inputs, move |job: SendJob| {
         let (group, to) = (job.snapshot.group, job.snapshot.to);
         let stopping = || stopping.load(Ordering::Relaxed);
         let ok = !stopping() && stream(job, &*outbound, stopping);
@@ -241,7 +241,7 @@ struct Worker {
     hosted: BTreeMap<GroupId, Hosted>,
     outbound: Arc<dyn Outbound>,
     sink: Arc<dyn GroupSink>,
-    inbox: Arc<Inbox>,
+    inputs: Arc<Inputs>,
     metrics: Arc<ReplicaMetrics>,
     /// Reused from loop to loop; empty between them.
     fx: Effects,
@@ -336,7 +336,7 @@ impl Worker {
         let mut inputs = Vec::new();
         let mut stop = false;
         while !stop {
-            self.inbox.take(&mut inputs, self.patience());
+            self.inputs.take(&mut inputs, self.patience());
             for input in inputs.drain(..) {
                 match input {
                     #[cfg(test)]
@@ -706,25 +706,25 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    /// The next thing the inbox is told.
-    fn told(inbox: &Inbox) -> Input {
-        let mut inputs = Vec::new();
-        inbox.take(&mut inputs, LONG);
-        inputs.pop().expect("something happens within a minute")
+    /// The next thing the replica thread is told.
+    fn told(inputs: &Inputs) -> Input {
+        let mut taken = Vec::new();
+        inputs.take(&mut taken, LONG);
+        taken.pop().expect("something happens within a minute")
     }
 
     #[test]
     fn a_panic_while_rows_are_flushed_is_told() {
         let rows = WatchedRows(MemoryRows::default(), |operation| assert!(operation != "sync", "no sync"));
-        let inbox = Arc::new(Inbox::default());
-        let (jobs, helper) = spawn_row_helper(Arc::new(rows), None, inbox.clone()).unwrap();
+        let inputs = Arc::new(Inputs::default());
+        let (jobs, helper) = spawn_row_helper(Arc::new(rows), None, inputs.clone()).unwrap();
         jobs.send(RowJob::Sync(vec![])).unwrap();
-        assert!(matches!(told(&inbox), Input::HelperPanicked(text) if text == "no sync"));
+        assert!(matches!(told(&inputs), Input::HelperPanicked(text) if text == "no sync"));
         jobs.send(RowJob::Purge).expect("jobs are taken, though not done");
         drop(jobs);
         helper.join().unwrap();
-        inbox.push_always(Input::Checkpoint);
-        assert!(matches!(told(&inbox), Input::Checkpoint), "nothing was done after the panic");
+        inputs.push_always(Input::Checkpoint);
+        assert!(matches!(told(&inputs), Input::Checkpoint), "nothing was done after the panic");
     }
 
     #[test]
@@ -736,14 +736,14 @@ mod tests {
                 let _ = left.lock().unwrap().recv();
             }
         }));
-        let inbox = Arc::new(Inbox::default());
-        let (row_jobs, _) = spawn_row_helper(rows.clone(), None, inbox.clone()).unwrap();
-        let (install_jobs, _) = spawn_install_helper(rows, inbox.clone()).unwrap();
+        let inputs = Arc::new(Inputs::default());
+        let (row_jobs, _) = spawn_row_helper(rows.clone(), None, inputs.clone()).unwrap();
+        let (install_jobs, _) = spawn_install_helper(rows, inputs.clone()).unwrap();
         let order = Install { group: GroupId::SYSTEM, index: LogIndex(9), term: Term(1) };
         install_jobs.send(InstallJob(order, StagedRows::Memory(vec![]), vec![])).unwrap();
         row_jobs.send(RowJob::Sync(vec![])).unwrap();
-        assert!(matches!(told(&inbox), Input::Synced { result: Ok(()), .. }));
+        assert!(matches!(told(&inputs), Input::Synced { result: Ok(()), .. }));
         leave.send(()).unwrap();
-        assert!(matches!(told(&inbox), Input::Installed { result: Ok(()), .. }));
+        assert!(matches!(told(&inputs), Input::Installed { result: Ok(()), .. }));
     }
 }

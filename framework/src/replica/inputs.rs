@@ -92,12 +92,12 @@ struct Queue {
 
 /// The queue itself.
 #[derive(Default)]
-pub(crate) struct Inbox {
+pub(crate) struct Inputs {
     queue: Mutex<Queue>,
     filled: Condvar,
 }
 
-impl Inbox {
+impl Inputs {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         // The queue is consistent after every statement that can panic.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
