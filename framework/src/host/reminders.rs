@@ -3,6 +3,8 @@
 //! A reminder is a row in the order of due times; firing it is a turn whose record removes the row. So
 //! it fires once, also when the leader changes in between, and those missed during an outage fire when
 //! there is a leader again, earliest first, a bounded number at a time.
+//! Invariant: a row of a due time has a row of its name that says the same due time. So a firing that
+//! had to wait looks at the name again: its record would take away what has replaced it.
 
 use std::time::Duration;
 
@@ -105,6 +107,10 @@ impl Host {
             let after = match change {
                 ReminderChange::Set { due, replaces, .. } => {
                     *replaces = before;
+                    // A firing under way stands for the reminder as it was.
+                    while self.firing.contains(&(*due, actor.clone(), name.clone())) {
+                        *due = due.plus(1);
+                    }
                     Some(*due)
                 }
                 ReminderChange::Cancel { replaces, .. } => {

@@ -347,6 +347,13 @@ impl Host {
     }
 
     fn run(&mut self, actor: ActorId, work: Work) {
+        // While a reminder waited, a turn may have replaced or cancelled it: its row is gone.
+        if let Work::Reminder { name, due, .. } = &work
+            && self.reminder_due(&actor, name) != Some(*due)
+        {
+            self.firing.remove(&(*due, actor, name.clone()));
+            return;
+        }
         // A reminder that calls somebody else only hands its message to the outbox.
         if let Work::Reminder { message, .. } = &work
             && message.target != actor

@@ -1,0 +1,221 @@
+//! Turns that go wrong, wait for long or come twice, through [`TestApp`].
+
+#![expect(missing_docs, reason = "actors of this test")]
+
+use std::collections::BTreeSet;
+use std::future::{Future, IntoFuture};
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use perennial::actor::{Answer, Args};
+use perennial::call::Outbound;
+use perennial::core::id::{RequestId, SessionId};
+use perennial::limits::UNATTENDED_TURN_MAX;
+use perennial::prelude::*;
+use perennial::testing::TestApp;
+use perennial::{EventsFrom, Fault, Format};
+
+/// Gates that are open; [`Desk::add_when_open`] refuses behind the others.
+static OPEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// An actor for turns that go wrong.
+#[data]
+#[derive(Default)]
+pub struct Desk {
+    total: u64,
+    seen: Vec<String>,
+}
+
+#[data]
+#[derive(Eq)]
+pub struct TooFew {
+    by: u64,
+}
+
+#[actor(event = u32)]
+impl Desk {
+    pub fn add(&mut self, n: u64) -> u64 {
+        self.total += n;
+        self.total
+    }
+
+    pub async fn add_async(&mut self, n: u64) -> u64 {
+        self.total += n;
+        self.total
+    }
+
+    pub fn take(&mut self, n: u64) -> Result<u64, TooFew> {
+        self.total = self.total.checked_sub(n).ok_or_else(|| TooFew { by: n - self.total })?;
+        Ok(self.total)
+    }
+
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    pub fn seen(&self) -> Vec<String> {
+        self.seen.clone()
+    }
+
+    pub fn add_when_open(&mut self, gate: String) -> Result<u64, Fault> {
+        if !OPEN.lock().unwrap().contains(&gate) {
+            return Err(Fault::Unavailable { what: gate, why: "it is closed".into() });
+        }
+        self.total += 1;
+        Ok(self.total)
+    }
+
+    pub async fn nap(&mut self, ms: u64) {
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        self.total += 1_000;
+    }
+
+    pub async fn ask_for_nap(&mut self, ctx: &mut Ctx<Self>, whom: String) -> Result<(), Fault> {
+        ctx.get::<Self>(&whom).nap(5_000).timeout(Duration::from_secs(1)).await
+    }
+
+    pub async fn move_one(
+        &mut self,
+        ctx: &mut Ctx<Self>,
+        first: String,
+        then: String,
+        gate: String,
+    ) -> Result<(), Fault> {
+        ctx.get::<Self>(&first).add(1).await?;
+        ctx.get::<Self>(&then).add_when_open(gate).await?;
+        self.total += 1;
+        Ok(())
+    }
+
+    pub fn send_add(&mut self, ctx: &mut Ctx<Self>, to: String, n: u64) {
+        ctx.send(ctx.get::<Self>(&to).add(n));
+    }
+
+    pub fn send_many(&mut self, ctx: &mut Ctx<Self>, to: String, count: u32) {
+        self.total += 1;
+        for _ in 0..count {
+            ctx.send(ctx.get::<Self>(&to).add(1));
+        }
+    }
+
+    pub fn send_nap(&mut self, ctx: &mut Ctx<Self>, to: String, ms: u64) {
+        ctx.send(ctx.get::<Self>(&to).nap(ms));
+    }
+
+    pub fn send_ask_for_nap(&mut self, ctx: &mut Ctx<Self>, to: String, whom: String) {
+        ctx.send(ctx.get::<Self>(&to).ask_for_nap(whom));
+    }
+
+    pub fn send_when_open(&mut self, ctx: &mut Ctx<Self>, to: String, gate: String) {
+        ctx.send(ctx.get::<Self>(&to).add_when_open(gate));
+    }
+
+    pub fn send_move_one(&mut self, ctx: &mut Ctx<Self>, mover: String, gate: String) {
+        let call = ctx.get::<Self>(&mover).move_one(format!("{gate} 1"), format!("{gate} 2"), gate);
+        ctx.send(call);
+    }
+
+    pub fn add_after(&mut self, ctx: &mut Ctx<Self>, name: String, ms: u64, n: u64) {
+        let call = ctx.me().add(n);
+        ctx.schedule(name, Duration::from_millis(ms), call);
+    }
+
+    pub async fn add_after_nap(&mut self, ctx: &mut Ctx<Self>, name: String, nap_ms: u64, ms: u64, n: u64) {
+        tokio::time::sleep(Duration::from_millis(nap_ms)).await;
+        let call = ctx.me().add(n);
+        ctx.schedule(name, Duration::from_millis(ms), call);
+    }
+
+    pub async fn cancel_after_nap(&mut self, ctx: &mut Ctx<Self>, name: String, nap_ms: u64) {
+        tokio::time::sleep(Duration::from_millis(nap_ms)).await;
+        ctx.cancel(name);
+    }
+
+    pub fn cancel(&mut self, ctx: &mut Ctx<Self>, name: String) {
+        ctx.cancel(name);
+    }
+
+    pub fn note_request(&mut self, ctx: &mut Ctx<Self>) {
+        self.seen.push(format!("{:?}", ctx.request()));
+    }
+
+    pub fn note_request_after(&mut self, ctx: &mut Ctx<Self>, ms: u64) {
+        let call = ctx.me().note_request();
+        ctx.schedule("note", Duration::from_millis(ms), call);
+    }
+
+    pub async fn again(&mut self, ctx: &mut Ctx<Self>, left: u32, bank: String) -> Result<(), Fault> {
+        ctx.get::<Self>(&bank).add(1).await?;
+        if left > 0 {
+            let call = ctx.me().again(left - 1, bank);
+            ctx.schedule("again", Duration::ZERO, call);
+        }
+        Ok(())
+    }
+
+    pub fn publish_many(&mut self, ctx: &mut Ctx<Self>, count: u32) {
+        for n in 0..count {
+            ctx.publish(n);
+        }
+    }
+
+    pub fn publish_last(&mut self, ctx: &mut Ctx<Self>) {
+        ctx.publish(u32::MAX);
+    }
+}
+
+/// A call with an id of the test's choice.
+fn call_with_id(target: &str, method: &str, args: &impl serde::Serialize, id: u64, keyed: bool) -> Outbound {
+    let args = Args { format: Format::Postcard, bytes: postcard::to_stdvec(args).unwrap().into() };
+    Outbound {
+        target: target.parse().unwrap(),
+        method: method.to_owned(),
+        args,
+        request: Some(RequestId { session: SessionId(u128::from(id)), seq: 0 }),
+        keyed,
+        read_only: false,
+        path: Vec::new(),
+        deadline: tokio::time::Instant::now().into_std() + Duration::from_secs(10),
+    }
+}
+
+async fn app() -> TestApp {
+    TestApp::new(App::new("test").actor::<Desk>()).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reminder_replaced_while_it_waits_does_not_fire() {
+    let app = app().await;
+    let desk = app.get::<Desk>("a");
+    desk.add_after("tick".into(), 1_000, 1).await.unwrap();
+    desk.add_after_nap("tick".into(), 2_000, 3_600_000, 100).await.unwrap();
+    app.advance(Duration::from_secs(3)).await;
+    assert_eq!(desk.total().await.unwrap(), 0);
+    app.advance(Duration::from_secs(3_600)).await;
+    assert_eq!(desk.total().await.unwrap(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reminder_cancelled_while_it_waits_does_not_fire() {
+    let app = app().await;
+    let desk = app.get::<Desk>("a");
+    desk.add_after("tick".into(), 1_000, 1).await.unwrap();
+    desk.cancel_after_nap("tick".into(), 2_000).await.unwrap();
+    app.advance(Duration::from_secs(3)).await;
+    assert_eq!(desk.total().await.unwrap(), 0);
+    desk.add_after("tick".into(), 1_000, 10).await.unwrap();
+    app.advance(Duration::from_secs(3)).await;
+    assert_eq!(desk.total().await.unwrap(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reminder_replaced_to_the_very_time_at_which_it_waits_fires_as_replaced() {
+    let app = app().await;
+    let desk = app.get::<Desk>("a");
+    desk.add_after("tick".into(), 1_000, 1).await.unwrap();
+    desk.add_after_nap("tick".into(), 2_000, 1_000, 100).await.unwrap();
+    app.advance(Duration::from_secs(3)).await;
+    assert_eq!(desk.total().await.unwrap(), 100);
+}
