@@ -45,6 +45,8 @@ pub struct TurnEnv {
     pub path: Vec<ActorId>,
     /// The id of the call that asked for the turn.
     pub request: RequestId,
+    /// The turn may be repeated long after its first try, so the replies to its calls are kept as long.
+    pub lasting: bool,
     /// When its caller gives up.
     pub deadline: Instant,
     /// Record time.
@@ -72,6 +74,7 @@ impl<A: Actor> Ctx<A> {
             path,
             request: env.request,
             deadline: env.deadline,
+            lasting: env.lasting,
             calls: AtomicU32::new(0),
         };
         Self {

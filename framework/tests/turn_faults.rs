@@ -219,3 +219,32 @@ async fn a_reminder_replaced_to_the_very_time_at_which_it_waits_fires_as_replace
     app.advance(Duration::from_secs(3)).await;
     assert_eq!(desk.total().await.unwrap(), 100);
 }
+
+async fn totals(app: &TestApp, keys: [&str; 3]) -> Vec<u64> {
+    let totals = keys.map(|key| app.get::<Desk>(key).total().into_future());
+    futures_util::future::try_join_all(totals).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_tried_again_for_long_repeats_none_of_its_calls() {
+    let app = app().await;
+    app.get::<Desk>("sender").send_move_one("mover".into(), "long".into()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(app.get::<Desk>("long 1").total().await.unwrap(), 1);
+    OPEN.lock().unwrap().insert("long".into());
+    app.settle().await;
+    assert_eq!(totals(&app, ["long 1", "long 2", "mover"]).await, [1, 1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeat_under_an_idempotency_key_repeats_none_of_its_calls() {
+    let app = app().await;
+    let call = || call_with_id("Desk/mover", "move_one", &("keyed 1", "keyed 2", "keyed"), 7, true);
+    let refused = app.caller().call(call()).await.answer;
+    assert!(matches!(refused, Answer::Fault(Fault::Unavailable { .. })), "{refused:?}");
+    app.advance(Duration::from_secs(3_600)).await;
+    OPEN.lock().unwrap().insert("keyed".into());
+    let answer = app.caller().call(call()).await.answer;
+    assert!(matches!(answer, Answer::Ok(_)), "{answer:?}");
+    assert_eq!(totals(&app, ["keyed 1", "keyed 2", "mover"]).await, [1, 1, 1]);
+}

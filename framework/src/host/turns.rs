@@ -29,13 +29,14 @@ use super::{
     STATE_BYTES_MAX, TurnDone, events,
 };
 use crate::actor::{Answer, Args, Finished, Format, Kind};
-use crate::call::Answered;
+use crate::call::{Answered, LASTING};
 use crate::ctx::{Effects, TurnEnv};
 use crate::error::Fault;
 
 /// How long the reply to an idempotency key is kept, in milliseconds of record time.
 pub const KEYED_REPLY_KEEP_MS: u64 = 24 * 60 * 60 * 1000;
-/// How long the reply to a nested call is kept; far longer than a turn that would repeat it can last.
+/// How long the reply to a nested call is kept; far longer than a session's call that would repeat it can
+/// last. Under an idempotency key, a message or a reminder it is kept for [`KEYED_REPLY_KEEP_MS`].
 pub const NESTED_REPLY_KEEP_MS: u64 = 2 * 60 * 1000;
 /// An actor idle for this long leaves memory, in milliseconds.
 pub const IDLE_MS_MAX: u64 = 10 * 60 * 1000;
@@ -53,6 +54,14 @@ pub(crate) enum Work {
     Call(Box<HostCall>, ReplyTo),
     Message { from: PartitionId, seq: u64, item: OutboxItem },
     Reminder { name: String, due: Millis, message: Message },
+}
+
+impl HostCall {
+    /// Whether it may be repeated long after its first try: under an idempotency key, or nested in a
+    /// turn that may.
+    fn lasting(&self) -> bool {
+        self.keyed && (self.path.is_empty() || self.request.seq & LASTING != 0)
+    }
 }
 
 /// What an async turn carries along.
@@ -291,8 +300,15 @@ impl Host {
         Ok((state, Bytes::from(today)))
     }
 
-    fn env(&self, me: ActorId, path: Vec<ActorId>, request: RequestId, deadline: Instant) -> TurnEnv {
-        TurnEnv { me, caller: self.shared.caller.clone(), path, request, deadline, now: self.now() }
+    fn env(
+        &self,
+        me: ActorId,
+        path: Vec<ActorId>,
+        request: RequestId,
+        lasting: bool,
+        deadline: Instant,
+    ) -> TurnEnv {
+        TurnEnv { me, caller: self.shared.caller.clone(), path, request, lasting, deadline, now: self.now() }
     }
 
     fn read(&mut self, kind: Arc<dyn Kind>, method: usize, call: HostCall, reply: ReplyTo) {
@@ -301,7 +317,8 @@ impl Host {
             return self.refuse(reply, fault);
         }
         let asynchronous = kind.methods()[method].asynchronous;
-        let env = self.env(call.target.clone(), call.path, call.request, call.deadline);
+        let lasting = call.lasting();
+        let env = self.env(call.target.clone(), call.path, call.request, lasting, call.deadline);
         let Some(act) = self.activations.get_mut(&call.target) else { return };
         if let Some(state) = act.state.as_mut().filter(|_| !asynchronous) {
             let finished = state.run(method, call.args, env);
@@ -388,7 +405,11 @@ impl Host {
             Ok(ready) => ready,
             Err(fault) => return self.finish(actor, work, Finished::fault(fault)),
         };
-        let env = self.env(actor.clone(), path, request, deadline);
+        let lasting = match &work {
+            Work::Call(call, _) => call.lasting(),
+            Work::Message { .. } | Work::Reminder { .. } => true,
+        };
+        let env = self.env(actor.clone(), path, request, lasting, deadline);
         let Some(act) = self.activations.get_mut(&actor) else { return };
         let Some(mut state) = act.state.take() else {
             unreachable!("an actor whose async write runs takes no other turn");
@@ -612,7 +633,7 @@ impl Host {
                 let keep = if call.keyed {
                     self.keyed.insert(call.request, bytes.clone());
                     owed.keyed = Some(call.request);
-                    let ms = if call.path.is_empty() { KEYED_REPLY_KEEP_MS } else { NESTED_REPLY_KEEP_MS };
+                    let ms = if call.lasting() { KEYED_REPLY_KEEP_MS } else { NESTED_REPLY_KEEP_MS };
                     Keep::Until(self.now().plus(ms))
                 } else {
                     Keep::UntilAcknowledged
