@@ -9,6 +9,9 @@ pub use perennial_core::partition::record::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, 
 
 pub use crate::call::CALL_TIMEOUT_DEFAULT;
 pub use crate::host::events::{EVENTS_KEPT_MIN, FOLLOWERS_MAX};
-pub use crate::host::turns::{IDLE_MS_MAX, KEYED_REPLY_KEEP_MS, NESTED_REPLY_KEEP_MS, UNATTENDED_TURN_MAX};
+pub use crate::host::turns::{
+    IDLE_MS_MAX, KEYED_REPLY_KEEP_MS, NESTED_REPLY_KEEP_MS, UNATTENDED_RETRY_MAX, UNATTENDED_TIMED_OUT_MAX,
+    UNATTENDED_TURN_MAX,
+};
 pub use crate::host::{MAILBOX_CALLS_MAX, PARTITION_CALLS_MAX, STATE_BYTES_MAX};
 pub use crate::router::{CALL_TIMEOUT_MAX, FOLLOWER_EVENTS_MAX};

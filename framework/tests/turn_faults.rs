@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use perennial::actor::{Answer, Args};
 use perennial::call::Outbound;
 use perennial::core::id::{RequestId, SessionId};
-use perennial::limits::UNATTENDED_TURN_MAX;
+use perennial::limits::{UNATTENDED_TIMED_OUT_MAX, UNATTENDED_TURN_MAX};
 use perennial::prelude::*;
 use perennial::testing::TestApp;
 use perennial::{EventsFrom, Fault, Format};
@@ -247,4 +247,37 @@ async fn a_repeat_under_an_idempotency_key_repeats_none_of_its_calls() {
     let answer = app.caller().call(call()).await.answer;
     assert!(matches!(answer, Answer::Ok(_)), "{answer:?}");
     assert_eq!(totals(&app, ["keyed 1", "keyed 2", "mover"]).await, [1, 1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_turn_takes_too_long_is_dropped() {
+    let app = app().await;
+    let sender = app.get::<Desk>("sender");
+    sender.send_nap("b".into(), 60_000).await.unwrap();
+    sender.send_add("b".into(), 5).await.unwrap();
+    tokio::time::sleep(UNATTENDED_TURN_MAX * 2).await;
+    assert_eq!(app.get::<Desk>("b").total().await.unwrap(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_calls_always_time_out_is_dropped_in_the_end() {
+    let app = app().await;
+    let sender = app.get::<Desk>("sender");
+    sender.send_ask_for_nap("b".into(), "sleeper".into()).await.unwrap();
+    sender.send_add("b".into(), 5).await.unwrap();
+    tokio::time::sleep(UNATTENDED_TIMED_OUT_MAX / 2).await;
+    assert_eq!(app.get::<Desk>("b").total().await.unwrap(), 0);
+    tokio::time::sleep(UNATTENDED_TIMED_OUT_MAX).await;
+    assert_eq!(app.get::<Desk>("b").total().await.unwrap(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_waits_for_what_is_unavailable() {
+    let app = app().await;
+    let sender = app.get::<Desk>("sender");
+    sender.send_when_open("b".into(), "shut for long".into()).await.unwrap();
+    tokio::time::sleep(UNATTENDED_TIMED_OUT_MAX * 2).await;
+    OPEN.lock().unwrap().insert("shut for long".into());
+    app.settle().await;
+    assert_eq!(app.get::<Desk>("b").total().await.unwrap(), 1);
 }

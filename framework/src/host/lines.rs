@@ -14,7 +14,7 @@ use perennial_core::partition::{OutboxItem, rows};
 use tokio::sync::oneshot;
 
 use super::owed::Owed;
-use super::turns::{Host, Work};
+use super::turns::{Host, Tries, Work};
 use super::{Delivery, HostMessage};
 use crate::error::Fault;
 
@@ -162,7 +162,7 @@ impl Host {
             let Some((seq, item)) = line.queue.pop_front() else { return };
             line.running = true;
             let target = item.message.target.clone();
-            self.begin_work(target, Work::Message { from, seq, item });
+            self.begin_work(target, Work::Message { from, seq, item, tries: Tries::default() });
         }
     }
 

@@ -14,7 +14,7 @@ use perennial_core::partition::rows;
 use perennial_core::time::Millis;
 
 use super::HostMessage;
-use super::turns::{Host, Work};
+use super::turns::{Host, Tries, Work};
 
 /// Reminders fired at a time.
 const FIRE_MAX: usize = 256;
@@ -54,7 +54,8 @@ impl Host {
                 continue;
             };
             self.firing.insert((due, actor.clone(), name.clone()));
-            self.begin_work(actor, Work::Reminder { name, due, message });
+            let tries = Tries::default();
+            self.begin_work(actor, Work::Reminder { name, due, message, tries });
         }
         if more {
             self.plan_reminders(now.plus(FIRE_PAUSE_MS));

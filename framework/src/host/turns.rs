@@ -42,6 +42,11 @@ pub const NESTED_REPLY_KEEP_MS: u64 = 2 * 60 * 1000;
 pub const IDLE_MS_MAX: u64 = 10 * 60 * 1000;
 /// How long a turn without a caller (a message, a reminder) may take.
 pub const UNATTENDED_TURN_MAX: Duration = Duration::from_secs(30);
+/// How long a message or reminder is tried again whose turn met a passing fault, such as an actor
+/// without a leader; then it is dropped. Shorter than the replies to its calls are kept.
+pub const UNATTENDED_RETRY_MAX: Duration = Duration::from_secs(20 * 60 * 60);
+/// How long it is tried again while nothing but time-outs of its calls come back.
+pub const UNATTENDED_TIMED_OUT_MAX: Duration = Duration::from_secs(10 * 60);
 /// Pause before a message or reminder is tried again whose handler met a passing fault.
 const UNATTENDED_RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// How often a host does its housekeeping.
@@ -52,8 +57,35 @@ const FORGET_MAX: usize = 1000;
 /// What asks for a turn.
 pub(crate) enum Work {
     Call(Box<HostCall>, ReplyTo),
-    Message { from: PartitionId, seq: u64, item: OutboxItem },
-    Reminder { name: String, due: Millis, message: Message },
+    Message { from: PartitionId, seq: u64, item: OutboxItem, tries: Tries },
+    Reminder { name: String, due: Millis, message: Message, tries: Tries },
+}
+
+/// Since when a message or reminder has been tried in vain, in this epoch.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Tries {
+    since: Option<Instant>,
+    /// Since when its calls have done nothing but time out.
+    timed_out_since: Option<Instant>,
+}
+
+impl Tries {
+    /// Takes note of a try that met `fault` and says whether there may be another one. A turn that
+    /// took all of its own time would do so again; it ends here.
+    fn another(&mut self, actor: &ActorId, fault: &Fault, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let timed_out_since = match fault {
+            Fault::TimedOut { actor: late } if *late == actor.to_string() => return false,
+            Fault::TimedOut { .. } => *self.timed_out_since.get_or_insert(now),
+            _ => {
+                self.timed_out_since = None;
+                now
+            }
+        };
+        fault.retryable()
+            && now.duration_since(since) < UNATTENDED_RETRY_MAX
+            && now.duration_since(timed_out_since) < UNATTENDED_TIMED_OUT_MAX
+    }
 }
 
 impl HostCall {
@@ -382,7 +414,7 @@ impl Host {
             Work::Call(call, _) => {
                 (call.method.as_str(), call.args.clone(), call.path.clone(), call.request, call.deadline)
             }
-            Work::Message { from, seq, item } => {
+            Work::Message { from, seq, item, .. } => {
                 let request = unattended("message", u64::from(from.0), *seq, "");
                 (
                     item.message.method.as_str(),
@@ -392,7 +424,7 @@ impl Host {
                     self.patience(),
                 )
             }
-            Work::Reminder { name, due, message } => {
+            Work::Reminder { name, due, message, .. } => {
                 let request = unattended("reminder", u64::from(self.partition.0), due.0, name);
                 (message.method.as_str(), postcard_args(message), Vec::new(), request, self.patience())
             }
@@ -517,8 +549,8 @@ impl Host {
     }
 
     /// The turn failed: its state is decoded anew. A message or reminder that its handler refuses is used
-    /// up all the same; one that met a passing fault is tried again.
-    fn undo(&mut self, actor: ActorId, work: Work, answer: Answer) {
+    /// up all the same; one that met a passing fault is tried again, for a bounded time.
+    fn undo(&mut self, actor: ActorId, mut work: Work, answer: Answer) {
         HostCounters::add(&self.shared.counters.undone, 1);
         if let Some(act) = self.activations.get_mut(&actor) {
             match act.reload() {
@@ -531,24 +563,28 @@ impl Host {
                 }
             }
         }
-        match work {
-            Work::Call(..) => self.end_unrecorded(work, answer),
-            Work::Message { .. } | Work::Reminder { .. } => match &answer {
-                // Nothing is wrong with the message: it waits at the head of its line.
-                Answer::Fault(fault) if fault.retryable() => {
-                    tracing::debug!(%actor, %fault, "a message or reminder is tried again");
-                    let mailbox = self.mailbox.clone();
-                    tokio::spawn(async move {
-                        tokio::time::sleep(UNATTENDED_RETRY_PAUSE).await;
-                        let _ = mailbox.cast(HostMessage::Again { actor, work });
-                    });
-                }
-                _ => {
-                    tracing::warn!(%actor, ?answer, "a message or reminder failed; it is dropped");
-                    self.record(actor, work, answer, None, Effects::default());
-                }
-            },
+        let now = self.shared.clock.instant();
+        let tries = match &mut work {
+            Work::Call(..) => return self.end_unrecorded(work, answer),
+            Work::Message { tries, .. } | Work::Reminder { tries, .. } => tries,
+        };
+        match &answer {
+            // Nothing is wrong with the message: it waits at the head of its line.
+            Answer::Fault(fault) if tries.another(&actor, fault, now) => {
+                tracing::debug!(%actor, %fault, "a message or reminder is tried again");
+                let mailbox = self.mailbox.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(UNATTENDED_RETRY_PAUSE).await;
+                    let _ = mailbox.cast(HostMessage::Again { actor, work });
+                });
+                return;
+            }
+            Answer::Fault(fault) if fault.retryable() => {
+                tracing::error!(%actor, %fault, "a message or reminder was tried for too long; it is dropped");
+            }
+            _ => tracing::warn!(%actor, ?answer, "a message or reminder failed; it is dropped"),
         }
+        self.record(actor, work, answer, None, Effects::default());
     }
 
     /// Answers a call that left no record.
@@ -645,7 +681,7 @@ impl Host {
                 owed.message = Some((from, seq));
                 Cause::Message { from, seq }
             }
-            Work::Reminder { name, due, message: _ } => {
+            Work::Reminder { name, due, .. } => {
                 HostCounters::add(&self.shared.counters.reminders, 1);
                 owed.reminder = Some((due, actor.clone(), name.clone()));
                 Cause::Reminder { name, due }
