@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use perennial::actor::{Answer, Args};
 use perennial::call::Outbound;
 use perennial::core::id::{RequestId, SessionId};
-use perennial::limits::{UNATTENDED_TIMED_OUT_MAX, UNATTENDED_TURN_MAX};
+use perennial::limits::{REMINDER_NAME_BYTES_MAX, UNATTENDED_TIMED_OUT_MAX, UNATTENDED_TURN_MAX};
 use perennial::prelude::*;
 use perennial::testing::TestApp;
 use perennial::{EventsFrom, Fault, Format};
@@ -280,4 +280,19 @@ async fn a_message_waits_for_what_is_unavailable() {
     OPEN.lock().unwrap().insert("shut for long".into());
     app.settle().await;
     assert_eq!(app.get::<Desk>("b").total().await.unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reminder_name_outside_its_limits_fails_the_turn() {
+    let app = app().await;
+    let desk = app.get::<Desk>("a");
+    for name in [String::new(), "x".repeat(REMINDER_NAME_BYTES_MAX + 1), "x".repeat(70_000)] {
+        let set = desk.add_after(name.clone(), 1, 1).await;
+        assert!(matches!(&set, Err(Fault::BadName(why)) if why.contains("reminder")), "{set:?}");
+        let cancelled = desk.cancel(name).await;
+        assert!(matches!(cancelled, Err(Fault::BadName(_))), "{cancelled:?}");
+    }
+    desk.add_after("x".repeat(REMINDER_NAME_BYTES_MAX), 1, 1).await.unwrap();
+    app.advance(Duration::from_secs(1)).await;
+    assert_eq!(desk.total().await.unwrap(), 1);
 }
