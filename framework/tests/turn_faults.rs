@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::future::{Future, IntoFuture};
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -295,4 +295,45 @@ async fn a_reminder_name_outside_its_limits_fails_the_turn() {
     desk.add_after("x".repeat(REMINDER_NAME_BYTES_MAX), 1, 1).await.unwrap();
     app.advance(Duration::from_secs(1)).await;
     assert_eq!(desk.total().await.unwrap(), 1);
+}
+
+/// Async turns of [`Holder`] that have begun and were not dropped.
+static HOLDING: AtomicUsize = AtomicUsize::new(0);
+
+struct Held;
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HOLDING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[data]
+#[derive(Default)]
+pub struct Holder {}
+
+#[actor]
+impl Holder {
+    pub async fn hold(&mut self) {
+        HOLDING.fetch_add(1, Ordering::SeqCst);
+        let _held = Held;
+        std::future::pending::<()>().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn async_turns_end_with_their_host() {
+    let app = TestApp::new(App::new("test").actor::<Holder>()).await;
+    let holder = app.get::<Holder>("a");
+    let call = tokio::spawn(async move { holder.hold().await });
+    while HOLDING.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let began = tokio::time::Instant::now();
+    drop(app);
+    while HOLDING.load(Ordering::SeqCst) > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "the turn outlived its host");
+    call.abort();
 }

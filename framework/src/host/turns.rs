@@ -135,6 +135,9 @@ pub(crate) struct Host {
     pub(super) followers: Vec<events::Follower>,
     /// Schemas known to be in the log, by fingerprint.
     schemas: HashSet<u64, FixedState>,
+    /// Async turns and pauses. They end with the host: a turn that can no longer commit must neither
+    /// make further calls nor keep its caller waiting.
+    tasks: tokio::task::JoinSet<()>,
 }
 
 impl Host {
@@ -163,6 +166,7 @@ impl Host {
             reminders_planned: None,
             followers: Vec::new(),
             schemas: HashSet::default(),
+            tasks: tokio::task::JoinSet::new(),
         }
     }
 
@@ -481,7 +485,7 @@ impl Host {
             return self.on_turn_done(TurnDone { actor, work, state, finished });
         }
         let mailbox = self.mailbox.clone();
-        tokio::spawn(async move {
+        self.spawn_task(async move {
             let (state, finished) = turn.await;
             let _ = mailbox.cast(HostMessage::TurnDone(Box::new(TurnDone { actor, work, state, finished })));
         });
@@ -572,12 +576,7 @@ impl Host {
             // Nothing is wrong with the message: it waits at the head of its line.
             Answer::Fault(fault) if tries.another(&actor, fault, now) => {
                 tracing::debug!(%actor, %fault, "a message or reminder is tried again");
-                let mailbox = self.mailbox.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(UNATTENDED_RETRY_PAUSE).await;
-                    let _ = mailbox.cast(HostMessage::Again { actor, work });
-                });
-                return;
+                return self.tell_after(UNATTENDED_RETRY_PAUSE, HostMessage::Again { actor, work });
             }
             Answer::Fault(fault) if fault.retryable() => {
                 tracing::error!(%actor, %fault, "a message or reminder was tried for too long; it is dropped");
@@ -751,12 +750,23 @@ impl Host {
         }
     }
 
-    fn plan_sweep(&self) {
+    /// Runs a task that ends with the host at the latest.
+    pub(super) fn spawn_task(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        while self.tasks.try_join_next().is_some() {}
+        self.tasks.spawn(task);
+    }
+
+    /// Tells the host something after a pause.
+    fn tell_after(&mut self, pause: Duration, message: HostMessage) {
         let mailbox = self.mailbox.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(SWEEP_PERIOD).await;
-            let _ = mailbox.cast(HostMessage::Sweep);
+        self.spawn_task(async move {
+            tokio::time::sleep(pause).await;
+            let _ = mailbox.cast(message);
         });
+    }
+
+    fn plan_sweep(&mut self) {
+        self.tell_after(SWEEP_PERIOD, HostMessage::Sweep);
     }
 
     /// Lets idle actors leave memory and forgets replies whose time is over.
