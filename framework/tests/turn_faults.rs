@@ -337,3 +337,34 @@ async fn async_turns_end_with_their_host() {
     assert!(began.elapsed() < Duration::from_secs(1), "the turn outlived its host");
     call.abort();
 }
+
+/// Runs a test where a recursion over what is queued overflows the stack.
+fn on_a_small_stack<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        runtime.unwrap().block_on(test());
+    };
+    std::thread::Builder::new().stack_size(512 * 1024).spawn(run).unwrap().join().unwrap();
+}
+
+#[test]
+fn queued_messages_are_not_a_recursion() {
+    on_a_small_stack(async || {
+        let app = app().await;
+        app.get::<Desk>("sender").send_many("b".into(), 1_000).await.unwrap();
+        app.settle().await;
+        assert_eq!(app.get::<Desk>("b").total().await.unwrap(), 1_000);
+    });
+}
+
+#[test]
+fn async_turns_that_waited_are_not_a_recursion() {
+    on_a_small_stack(async || {
+        let app = app().await;
+        let desk = app.get::<Desk>("a");
+        let calls = (0..1_000).map(|_| desk.add_async(1).into_future());
+        let (nap, calls) = tokio::join!(desk.nap(1_000), futures_util::future::try_join_all(calls));
+        nap.unwrap();
+        assert_eq!(calls.unwrap().last(), Some(&2_000));
+    });
+}

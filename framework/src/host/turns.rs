@@ -482,7 +482,7 @@ impl Host {
             }
         });
         if let Some((state, finished)) = (&mut turn).now_or_never() {
-            return self.on_turn_done(TurnDone { actor, work, state, finished });
+            return self.end_turn(TurnDone { actor, work, state, finished });
         }
         let mailbox = self.mailbox.clone();
         self.spawn_task(async move {
@@ -492,21 +492,29 @@ impl Host {
     }
 
     fn on_turn_done(&mut self, done: TurnDone) {
-        let work = match done.work {
+        let actor = done.actor.clone();
+        self.end_turn(done);
+        // What waited meanwhile goes on until the next async write.
+        while let Some(act) = self.activations.get_mut(&actor).filter(|act| act.state.is_some()) {
+            let Some(work) = act.waiting.pop_front() else { break };
+            self.run(actor.clone(), work);
+        }
+    }
+
+    /// Takes in how an async turn ended. Starts nothing: a turn that is done at once ends in here too,
+    /// and the one who began it goes on with what waits.
+    fn end_turn(&mut self, done: TurnDone) {
+        match done.work {
             Running::Read(reply) => {
                 let answered = self.answered(done.finished.answer);
-                return self.answer_as_read(reply, answered);
+                self.answer_as_read(reply, answered);
             }
-            Running::Write(work) => work,
-        };
-        if let Some(act) = self.activations.get_mut(&done.actor) {
-            act.state = done.state;
-        }
-        self.finish(done.actor.clone(), work, done.finished);
-        // What waited meanwhile goes on until the next async write.
-        while let Some(act) = self.activations.get_mut(&done.actor).filter(|act| act.state.is_some()) {
-            let Some(work) = act.waiting.pop_front() else { break };
-            self.run(done.actor.clone(), work);
+            Running::Write(work) => {
+                if let Some(act) = self.activations.get_mut(&done.actor) {
+                    act.state = done.state;
+                }
+                self.finish(done.actor, work, done.finished);
+            }
         }
     }
 
