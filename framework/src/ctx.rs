@@ -147,15 +147,16 @@ impl<A: Actor> Ctx<A> {
     }
 
     /// Sets the durable reminder `name`, replacing one of the same name: `call` is sent once `after`
-    /// has passed, also if this node is gone by then. Resolution: a millisecond of record time. A name
-    /// that is empty or has more than [`REMINDER_NAME_BYTES_MAX`] bytes fails the turn.
+    /// has passed, also if this node is gone by then. Resolution: a millisecond of record time, which is
+    /// also the least. A name that is empty or has more than [`REMINDER_NAME_BYTES_MAX`] bytes fails the turn.
     pub fn schedule<T: Data, X: Failure>(
         &mut self,
         name: impl Into<String>,
         after: Duration,
         call: Call<T, X>,
     ) {
-        let due = self.now.plus(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+        // Later than whatever has fired, so that a reminder set again by its own turn is another one.
+        let due = self.now.plus(u64::try_from(after.as_millis()).unwrap_or(u64::MAX).max(1));
         match reminder_name(name.into()).and_then(|name| Ok((name, call.message?))) {
             Ok((name, message)) => {
                 self.effects.reminders.push(ReminderChange::Set { name, due, message, replaces: None });

@@ -368,3 +368,25 @@ fn async_turns_that_waited_are_not_a_recursion() {
         assert_eq!(calls.unwrap().last(), Some(&2_000));
     });
 }
+
+#[tokio::test(start_paused = true)]
+async fn reminders_of_different_actors_have_different_requests() {
+    let app = app().await;
+    let keys: Vec<_> = (0..16).map(|n| format!("d{n}")).collect();
+    let set = keys.iter().map(|key| app.get::<Desk>(key).note_request_after(1_000).into_future());
+    futures_util::future::try_join_all(set).await.unwrap();
+    app.advance(Duration::from_secs(2)).await;
+    let mut seen = BTreeSet::new();
+    for key in &keys {
+        seen.extend(app.get::<Desk>(key).seen().await.unwrap());
+    }
+    assert_eq!(seen.len(), keys.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reminder_set_again_by_its_own_turn_is_another_firing() {
+    let app = app().await;
+    app.get::<Desk>("a").again(20, "bank".into()).await.unwrap();
+    app.advance(Duration::from_secs(1)).await;
+    assert_eq!(app.get::<Desk>("bank").total().await.unwrap(), 21);
+}

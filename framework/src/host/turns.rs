@@ -419,7 +419,7 @@ impl Host {
                 (call.method.as_str(), call.args.clone(), call.path.clone(), call.request, call.deadline)
             }
             Work::Message { from, seq, item, .. } => {
-                let request = unattended("message", u64::from(from.0), *seq, "");
+                let request = self.unattended("message", &actor, u64::from(from.0), *seq, "");
                 (
                     item.message.method.as_str(),
                     postcard_args(&item.message),
@@ -429,7 +429,7 @@ impl Host {
                 )
             }
             Work::Reminder { name, due, message, .. } => {
-                let request = unattended("reminder", u64::from(self.partition.0), due.0, name);
+                let request = self.unattended("reminder", &actor, due.0, 0, name);
                 (message.method.as_str(), postcard_args(message), Vec::new(), request, self.patience())
             }
         };
@@ -460,6 +460,19 @@ impl Host {
         let finished = state.run(method, args, env);
         act.state = Some(state);
         self.finish(actor, work, finished);
+    }
+
+    /// The id of a turn without a caller; its nested calls derive theirs from it.
+    fn unattended(&self, what: &str, actor: &ActorId, a: u64, b: u64, name: &str) -> RequestId {
+        let mut bytes = Vec::with_capacity(64 + actor.as_str().len() + name.len());
+        bytes.extend_from_slice(&self.partition.0.to_be_bytes());
+        bytes.extend_from_slice(&a.to_be_bytes());
+        bytes.extend_from_slice(&b.to_be_bytes());
+        for part in [what, actor.as_str(), name] {
+            bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(part.as_bytes());
+        }
+        RequestId { session: SessionId(perennial_core::hash::wide_hash(&bytes)), seq: 0 }
     }
 
     fn patience(&self) -> Instant {
@@ -818,12 +831,6 @@ fn due_of(change: &ReminderChange) -> Option<Millis> {
 
 fn postcard_args(message: &Message) -> Args {
     Args { format: Format::Postcard, bytes: message.args.clone() }
-}
-
-/// The id that nested calls of a turn without a caller derive theirs from.
-fn unattended(what: &str, a: u64, b: u64, name: &str) -> RequestId {
-    let bytes = [what.as_bytes(), &a.to_be_bytes(), &b.to_be_bytes(), name.as_bytes()].concat();
-    RequestId { session: SessionId(perennial_core::hash::wide_hash(&bytes)), seq: 0 }
 }
 
 fn too_large(what: &str, actor: &ActorId, bytes: usize, limit: usize) -> Fault {
