@@ -390,3 +390,18 @@ async fn a_reminder_set_again_by_its_own_turn_is_another_firing() {
     app.advance(Duration::from_secs(1)).await;
     assert_eq!(app.get::<Desk>("bank").total().await.unwrap(), 21);
 }
+
+#[tokio::test(start_paused = true)]
+async fn firing_reminders_leaves_no_tasks_behind() {
+    let app = app().await;
+    let desk = app.get::<Desk>("a");
+    desk.add_after("far".into(), 100 * 3_600_000, 0).await.unwrap();
+    let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = alive();
+    for _ in 0..100 {
+        desk.add_after("near".into(), 10, 1).await.unwrap();
+        app.advance(Duration::from_millis(100)).await;
+    }
+    assert_eq!(desk.total().await.unwrap(), 100);
+    assert!(alive() <= before + 5, "{before} tasks became {}", alive());
+}

@@ -12,6 +12,7 @@ use perennial_core::id::ActorId;
 use perennial_core::partition::record::{Message, ReminderChange};
 use perennial_core::partition::rows;
 use perennial_core::time::Millis;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::HostMessage;
 use super::turns::{Host, Tries, Work};
@@ -20,6 +21,8 @@ use super::turns::{Host, Tries, Work};
 const FIRE_MAX: usize = 256;
 /// Pause between two such rounds, in milliseconds.
 const FIRE_PAUSE_MS: u64 = 20;
+/// Longest time between two looks while there are reminders, in milliseconds.
+const LOOK_MS_MAX: u64 = 60 * 1000;
 
 impl Host {
     /// Fires what is due and plans the next look.
@@ -69,12 +72,14 @@ impl Host {
             return;
         }
         self.reminders_planned = Some(due);
-        let pause = Duration::from_millis(due.since(self.now()));
+        // Bounded, as record time follows the machine's clock, which may be set.
+        let pause = Duration::from_millis(due.since(self.now()).min(LOOK_MS_MAX));
         let mailbox = self.mailbox.clone();
-        tokio::spawn(async move {
+        // In place of the task that waits for a later one.
+        self.reminders_task = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             tokio::time::sleep(pause).await;
             let _ = mailbox.cast(HostMessage::RemindersDue { planned: due });
-        });
+        })));
     }
 
     pub(super) fn on_reminders_due(&mut self, planned: Millis) {

@@ -19,6 +19,7 @@ use perennial_core::partition::record::{
 use perennial_core::partition::{Known, OutboxItem, Partition, rows};
 use perennial_core::time::Millis;
 use ractor::ActorRef;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::activation::{Activation, FINGERPRINT_BYTES};
 use super::lines::{InLine, OutLine};
@@ -132,6 +133,8 @@ pub(crate) struct Host {
     pub(super) lines_in: BTreeMap<PartitionId, InLine>,
     pub(super) firing: HashSet<(Millis, ActorId, String), FixedState>,
     pub(super) reminders_planned: Option<Millis>,
+    /// Waits for the reminder that is planned.
+    pub(super) reminders_task: Option<AbortOnDropHandle<()>>,
     pub(super) followers: Vec<events::Follower>,
     /// Schemas known to be in the log, by fingerprint.
     schemas: HashSet<u64, FixedState>,
@@ -164,6 +167,7 @@ impl Host {
             lines_in: BTreeMap::new(),
             firing: HashSet::default(),
             reminders_planned: None,
+            reminders_task: None,
             followers: Vec::new(),
             schemas: HashSet::default(),
             tasks: tokio::task::JoinSet::new(),
