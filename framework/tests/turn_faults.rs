@@ -12,7 +12,9 @@ use futures_util::StreamExt;
 use perennial::actor::{Answer, Args};
 use perennial::call::Outbound;
 use perennial::core::id::{RequestId, SessionId};
-use perennial::limits::{REMINDER_NAME_BYTES_MAX, UNATTENDED_TIMED_OUT_MAX, UNATTENDED_TURN_MAX};
+use perennial::limits::{
+    KEYED_REPLY_KEEP_MS, REMINDER_NAME_BYTES_MAX, UNATTENDED_TIMED_OUT_MAX, UNATTENDED_TURN_MAX,
+};
 use perennial::prelude::*;
 use perennial::testing::TestApp;
 use perennial::{EventsFrom, Fault, Format};
@@ -404,4 +406,22 @@ async fn firing_reminders_leaves_no_tasks_behind() {
     }
     assert_eq!(desk.total().await.unwrap(), 100);
     assert!(alive() <= before + 5, "{before} tasks became {}", alive());
+}
+
+#[tokio::test(start_paused = true)]
+async fn kept_replies_are_forgotten_as_fast_as_they_come() {
+    const CALLS: u64 = 3_500;
+    let app = app().await;
+    let run_all = async || {
+        let calls =
+            (0..CALLS).map(|id| app.caller().call(call_with_id("Desk/a", "add", &(1_u64,), id, true)));
+        let answers = futures_util::future::join_all(calls).await;
+        assert!(answers.iter().all(|answered| matches!(answered.answer, Answer::Ok(_))));
+    };
+    run_all().await;
+    run_all().await;
+    assert_eq!(app.get::<Desk>("a").total().await.unwrap(), CALLS);
+    tokio::time::sleep(Duration::from_millis(KEYED_REPLY_KEEP_MS) + Duration::from_secs(15)).await;
+    run_all().await;
+    assert_eq!(app.get::<Desk>("a").total().await.unwrap(), 2 * CALLS);
 }

@@ -52,8 +52,10 @@ pub const UNATTENDED_TIMED_OUT_MAX: Duration = Duration::from_secs(10 * 60);
 const UNATTENDED_RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// How often a host does its housekeeping.
 const SWEEP_PERIOD: Duration = Duration::from_secs(10);
-/// Kept replies forgotten with one record.
+/// Kept replies or sessions forgotten with one record.
 const FORGET_MAX: usize = 1000;
+/// Pause before the next such record while there are more.
+const FORGET_PAUSE: Duration = Duration::from_millis(50);
 
 /// What asks for a turn.
 pub(crate) enum Work {
@@ -136,6 +138,8 @@ pub(crate) struct Host {
     /// Waits for the reminder that is planned.
     pub(super) reminders_task: Option<AbortOnDropHandle<()>>,
     pub(super) followers: Vec<events::Follower>,
+    /// The record that last forgot kept replies.
+    forgetting: Option<RecordSeq>,
     /// Schemas known to be in the log, by fingerprint.
     schemas: HashSet<u64, FixedState>,
     /// Async turns and pauses. They end with the host: a turn that can no longer commit must neither
@@ -169,6 +173,7 @@ impl Host {
             reminders_planned: None,
             reminders_task: None,
             followers: Vec::new(),
+            forgetting: None,
             schemas: HashSet::default(),
             tasks: tokio::task::JoinSet::new(),
         }
@@ -178,7 +183,7 @@ impl Host {
     pub(super) fn begin(&mut self) {
         self.pump_lines();
         self.fire_reminders();
-        self.plan_sweep();
+        self.tell_after(SWEEP_PERIOD, HostMessage::Sweep);
     }
 
     pub(super) fn on(&mut self, message: HostMessage) {
@@ -790,17 +795,25 @@ impl Host {
         });
     }
 
-    fn plan_sweep(&mut self) {
-        self.tell_after(SWEEP_PERIOD, HostMessage::Sweep);
-    }
-
     /// Lets idle actors leave memory and forgets replies whose time is over.
     fn sweep(&mut self) {
         let now = self.now();
         let applied = self.applied;
         self.activations.retain(|_, act| !(act.idle(applied) && now.since(act.last_used) > IDLE_MS_MAX));
         self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
+        let more = self.forget_old(now);
+        self.hand_events_of(&[]);
+        self.tell_after(if more { FORGET_PAUSE } else { SWEEP_PERIOD }, HostMessage::Sweep);
+    }
+
+    /// Forgets kept replies and sessions whose time is over; says whether there may be more of them.
+    fn forget_old(&mut self, now: Millis) -> bool {
+        if self.forgetting.is_some_and(|seq| seq >= self.applied) {
+            // The rows still show what that record takes away.
+            return true;
+        }
         let silent = self.spec.dedup().silent(now, FORGET_MAX);
+        let mut more = silent.len() == FORGET_MAX;
         if !silent.is_empty() {
             let size = silent.len() * 17;
             let seq = self.append(Record::SessionsForgotten(silent), size);
@@ -810,13 +823,14 @@ impl Host {
         if let Ok(found) = self.shared.rows.scan(self.group, &from, Some(&to), FORGET_MAX)
             && !found.is_empty()
         {
+            more |= found.len() == FORGET_MAX;
             let keys: Vec<_> = found.iter().filter_map(|(key, _)| rows::read_kept_until(key)).collect();
             let size = keys.len() * 40;
             let seq = self.append(Record::KeysForgotten(keys), size);
+            self.forgetting = Some(seq);
             self.owed.push_back(Owed::nothing(seq));
         }
-        self.hand_events_of(&[]);
-        self.plan_sweep();
+        more
     }
 }
 
