@@ -13,7 +13,7 @@ use perennial::actor::{Answer, Args};
 use perennial::call::Outbound;
 use perennial::core::id::{RequestId, SessionId};
 use perennial::limits::{
-    KEYED_REPLY_KEEP_MS, REMINDER_NAME_BYTES_MAX, UNATTENDED_TIMED_OUT_MAX, UNATTENDED_TURN_MAX,
+    IDLE_MS_MAX, KEYED_REPLY_KEEP_MS, REMINDER_NAME_BYTES_MAX, UNATTENDED_TIMED_OUT_MAX, UNATTENDED_TURN_MAX,
 };
 use perennial::prelude::*;
 use perennial::testing::TestApp;
@@ -424,4 +424,18 @@ async fn kept_replies_are_forgotten_as_fast_as_they_come() {
     tokio::time::sleep(Duration::from_millis(KEYED_REPLY_KEEP_MS) + Duration::from_secs(15)).await;
     run_all().await;
     assert_eq!(app.get::<Desk>("a").total().await.unwrap(), 2 * CALLS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_are_trimmed_over_many_activations() {
+    let app = app().await;
+    let desk = app.get::<Desk>("a");
+    for _ in 0..4 {
+        desk.publish_many(900).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(IDLE_MS_MAX) + Duration::from_secs(30)).await;
+    }
+    desk.publish_last().await.unwrap();
+    let events = desk.events_from(EventsFrom::Start).map(|event| event.unwrap().1);
+    let kept = events.take_while(|event| std::future::ready(*event != u32::MAX)).count().await;
+    assert!((1_000..=2_000).contains(&kept), "{kept} events");
 }

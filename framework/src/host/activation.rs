@@ -28,7 +28,8 @@ pub(super) struct Activation {
     pub(super) waiting: VecDeque<Work>,
     /// Due times of its reminders as of the last turn, as far as they were looked up.
     pub(super) reminders: HashMap<String, Option<Millis>, foldhash::fast::FixedState>,
-    /// Events published since activation.
+    /// Events published since it was last looked whether there are too many; as many as are kept on
+    /// activation.
     pub(super) events: u32,
 }
 

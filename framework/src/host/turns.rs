@@ -309,7 +309,8 @@ impl Host {
             last_used: now,
             waiting: std::collections::VecDeque::new(),
             reminders: HashMap::default(),
-            events: 0,
+            // How many there are is not known: the first ones published are a reason to look.
+            events: events::EVENTS_KEPT_MIN,
         };
         self.activations.insert(actor.clone(), act);
         self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
@@ -661,7 +662,7 @@ impl Host {
             }
             act.settled_at = next;
             act.events += published;
-            if act.events >= events::EVENTS_KEPT_MIN {
+            if published > 0 && act.events >= events::EVENTS_KEPT_MIN {
                 act.events = 0;
                 trim = true;
             }
