@@ -439,3 +439,15 @@ async fn events_are_trimmed_over_many_activations() {
     let kept = events.take_while(|event| std::future::ready(*event != u32::MAX)).count().await;
     assert!((1_000..=2_000).contains(&kept), "{kept} events");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_far_behind_gets_everything_without_a_pause() {
+    let app = app().await;
+    let desk = app.get::<Desk>("a");
+    desk.publish_many(900).await.unwrap();
+    desk.publish_many(900).await.unwrap();
+    let began = tokio::time::Instant::now();
+    let events = desk.events_from(EventsFrom::Start).take(1_800);
+    assert_eq!(events.filter(|event| std::future::ready(event.is_ok())).count().await, 1_800);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}

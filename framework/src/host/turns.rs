@@ -196,6 +196,7 @@ impl Host {
             HostMessage::LineAcked { to, upto } => self.on_line_acked(to, upto),
             HostMessage::LineRetry { to } => self.on_line_retry(to),
             HostMessage::Subscribe { actor, from, sink } => self.on_subscribe(actor, from, sink),
+            HostMessage::FollowerReady => self.hand_events_of(&[]),
             HostMessage::RemindersDue { planned } => self.on_reminders_due(planned),
             HostMessage::Again { actor, work } => self.begin_work(actor, work),
             HostMessage::Sweep => self.sweep(),
@@ -803,7 +804,6 @@ impl Host {
         self.activations.retain(|_, act| !(act.idle(applied) && now.since(act.last_used) > IDLE_MS_MAX));
         self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
         let more = self.forget_old(now);
-        self.hand_events_of(&[]);
         self.tell_after(if more { FORGET_PAUSE } else { SWEEP_PERIOD }, HostMessage::Sweep);
     }
 
