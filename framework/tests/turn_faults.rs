@@ -13,7 +13,8 @@ use perennial::actor::{Answer, Args};
 use perennial::call::Outbound;
 use perennial::core::id::{RequestId, SessionId};
 use perennial::limits::{
-    IDLE_MS_MAX, KEYED_REPLY_KEEP_MS, REMINDER_NAME_BYTES_MAX, UNATTENDED_TIMED_OUT_MAX, UNATTENDED_TURN_MAX,
+    IDLE_MS_MAX, KEYED_REPLY_KEEP_MS, OUTBOX_MESSAGES_MAX, REMINDER_NAME_BYTES_MAX, UNATTENDED_TIMED_OUT_MAX,
+    UNATTENDED_TURN_MAX,
 };
 use perennial::prelude::*;
 use perennial::testing::TestApp;
@@ -450,4 +451,26 @@ async fn a_follower_far_behind_gets_everything_without_a_pause() {
     let events = desk.events_from(EventsFrom::Start).take(1_800);
     assert_eq!(events.filter(|event| std::future::ready(event.is_ok())).count().await, 1_800);
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_outbox_refuses_turns_until_it_has_room() {
+    const EACH: u32 = 8 * 1024;
+    let app = app().await;
+    let sender = app.get::<Desk>("sender");
+    sender.send_nap("b".into(), 25_000).await.unwrap();
+    let mut sent = 0;
+    let refused = loop {
+        match sender.send_many("b".into(), EACH).await {
+            Ok(()) => sent += u64::from(EACH),
+            Err(fault) => break fault,
+        }
+        assert!(sent <= OUTBOX_MESSAGES_MAX + u64::from(EACH), "{sent} messages");
+    };
+    assert!(matches!(&refused, Fault::Overloaded { what, .. } if what.contains("messages")), "{refused:?}");
+    assert_eq!(sender.total().await.unwrap(), sent / u64::from(EACH));
+    app.advance(Duration::from_secs(30)).await;
+    sender.send_many("b".into(), 1).await.unwrap();
+    app.settle().await;
+    assert_eq!(app.get::<Desk>("b").total().await.unwrap(), 1_000 + sent + 1);
 }

@@ -50,6 +50,9 @@ pub const UNATTENDED_RETRY_MAX: Duration = Duration::from_secs(20 * 60 * 60);
 pub const UNATTENDED_TIMED_OUT_MAX: Duration = Duration::from_secs(10 * 60);
 /// Pause before a message or reminder is tried again whose handler met a passing fault.
 const UNATTENDED_RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// Messages to one partition that it has not taken yet; a call or a reminder that would add to them is
+/// refused.
+pub const OUTBOX_MESSAGES_MAX: u64 = 64 * 1024;
 /// How often a host does its housekeeping.
 const SWEEP_PERIOD: Duration = Duration::from_secs(10);
 /// Kept replies or sessions forgotten with one record.
@@ -423,6 +426,9 @@ impl Host {
             && message.target != actor
         {
             let effects = Effects { sends: vec![message.clone()], ..Effects::default() };
+            if let Some(full) = self.outbox_full(&effects) {
+                return self.undo(actor, work, Answer::Fault(full));
+            }
             return self.record(actor, work, Answer::Ok(Bytes::new()), None, effects);
         }
         let (method, args, path, request, deadline) = match &work {
@@ -564,11 +570,33 @@ impl Host {
             let fault = too_large("the record of a turn", &actor, size, RECORD_BYTES_MAX);
             return self.undo(actor, work, Answer::Fault(fault));
         }
+        // Messages are exempt: two partitions whose messages answer each other would wait for ever.
+        if !matches!(work, Work::Message { .. })
+            && let Some(full) = self.outbox_full(&effects)
+        {
+            return self.undo(actor, work, Answer::Fault(full));
+        }
         if changed && self.schemas.insert(fingerprint) {
             self.append_schema(&actor, fingerprint);
         }
         let state = changed.then(|| Bytes::from(bytes.into_boxed_slice()));
         self.record(actor, work, answer, state, effects);
+    }
+
+    /// The fault of a turn that sends to a partition which has too many messages to take already.
+    fn outbox_full(&self, effects: &Effects) -> Option<Fault> {
+        let mut targets = effects.sends.iter().map(|message| self.spec.partition_of(&message.target));
+        let full = |to: &PartitionId| {
+            let line = self.spec.line(*to);
+            line.last - line.acked >= OUTBOX_MESSAGES_MAX
+        };
+        let to = targets.find(full)?;
+        HostCounters::add(&self.shared.counters.overloaded, 1);
+        Some(Fault::Overloaded {
+            what: format!("the line of messages to partition {to}"),
+            at: format!("partition {}", self.partition),
+            limit: OUTBOX_MESSAGES_MAX,
+        })
     }
 
     /// The state after a turn, behind its fingerprint, and whether it differs from the last record's.
