@@ -474,3 +474,30 @@ async fn a_full_outbox_refuses_turns_until_it_has_room() {
     app.settle().await;
     assert_eq!(app.get::<Desk>("b").total().await.unwrap(), 1_000 + sent + 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_late_attempt_of_a_refused_call_does_not_run() {
+    let app = app().await;
+    let desk = app.get::<Desk>("a");
+    desk.add(100).await.unwrap();
+    let attempt = || app.caller().call(call_with_id("Desk/a", "take", &(150_u64,), 1, false));
+    let first = attempt().await.answer;
+    assert!(matches!(first, Answer::App(_)), "{first:?}");
+    desk.add(100).await.unwrap();
+    assert_eq!(attempt().await.answer, first);
+    assert_eq!(desk.total().await.unwrap(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_call_under_an_idempotency_key_runs_when_repeated() {
+    let app = app().await;
+    let desk = app.get::<Desk>("a");
+    desk.add(100).await.unwrap();
+    let attempt = || app.caller().call(call_with_id("Desk/a", "take", &(150_u64,), 1, true));
+    let first = attempt().await.answer;
+    assert!(matches!(first, Answer::App(_)), "{first:?}");
+    desk.add(100).await.unwrap();
+    let second = attempt().await.answer;
+    assert!(matches!(second, Answer::Ok(_)), "{second:?}");
+    assert_eq!(desk.total().await.unwrap(), 50);
+}

@@ -14,6 +14,7 @@ mod owed;
 mod reads;
 mod reminders;
 pub(crate) mod turns;
+mod unrecorded;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

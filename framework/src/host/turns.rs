@@ -25,6 +25,7 @@ use super::activation::{Activation, FINGERPRINT_BYTES};
 use super::lines::{InLine, OutLine};
 use super::owed::{Owed, Pack, proposal};
 use super::reads::Reads;
+use super::unrecorded::Unrecorded;
 use super::{
     Ended, HostCall, HostCounters, HostMessage, HostShared, MAILBOX_CALLS_MAX, Opening, ReplyTo,
     STATE_BYTES_MAX, TurnDone, events,
@@ -134,6 +135,7 @@ pub(crate) struct Host {
     joined: HashMap<RequestId, Vec<ReplyTo>, FixedState>,
     /// Replies kept as rows that are not applied yet.
     keyed: HashMap<RequestId, Bytes, FixedState>,
+    unrecorded: Unrecorded,
     pub(super) lines_out: BTreeMap<PartitionId, OutLine>,
     pub(super) lines_in: BTreeMap<PartitionId, InLine>,
     pub(super) firing: HashSet<(Millis, ActorId, String), FixedState>,
@@ -170,6 +172,7 @@ impl Host {
             reads: Reads::default(),
             joined: HashMap::default(),
             keyed: HashMap::default(),
+            unrecorded: Unrecorded::default(),
             lines_out: BTreeMap::new(),
             lines_in: BTreeMap::new(),
             firing: HashSet::default(),
@@ -243,7 +246,13 @@ impl Host {
             return self.refuse(reply, fault);
         }
         match self.known(&call) {
-            Ok(Known::Fresh) => {}
+            Ok(Known::Fresh) => {
+                if let Some(answer) = self.unrecorded.get(call.request) {
+                    HostCounters::add(&self.shared.counters.repeated, 1);
+                    let answered = self.answered(answer.clone());
+                    return self.answer_as_read(reply, answered);
+                }
+            }
             Ok(Known::Answered(bytes)) => {
                 HostCounters::add(&self.shared.counters.repeated, 1);
                 let answer = Answer::Ok(bytes);
@@ -649,6 +658,9 @@ impl Host {
     /// Answers a call that left no record.
     fn end_unrecorded(&mut self, work: Work, answer: Answer) {
         if let Work::Call(call, reply) = work {
+            if !call.lasting() {
+                self.unrecorded.keep(call.request, &answer, self.now());
+            }
             let answered = self.answered(answer);
             for joined in self.joined.remove(&call.request).unwrap_or_default() {
                 self.answer_as_read(joined, answered.clone());
