@@ -501,3 +501,66 @@ async fn a_refused_call_under_an_idempotency_key_runs_when_repeated() {
     assert!(matches!(second, Answer::Ok(_)), "{second:?}");
     assert_eq!(desk.total().await.unwrap(), 50);
 }
+
+/// Does not survive being dropped.
+struct Glass;
+
+impl Drop for Glass {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("it broke");
+        }
+    }
+}
+
+/// An actor that panics outside its handlers.
+#[data]
+pub struct Fragile {
+    fuse: bool,
+}
+
+impl Default for Fragile {
+    fn default() -> Self {
+        assert!(OPEN.lock().unwrap().contains("fragile"), "no default today");
+        Self { fuse: false }
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        if self.fuse && !std::thread::panicking() {
+            panic!("it went off");
+        }
+    }
+}
+
+#[actor]
+impl Fragile {
+    pub async fn hold_glass(&mut self) {
+        let _glass = Glass;
+        std::future::pending::<()>().await;
+    }
+
+    pub fn light(&mut self, fail: bool) -> Result<bool, TooFew> {
+        self.fuse = true;
+        if fail { Err(TooFew { by: 0 }) } else { Ok(true) }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_outside_a_handler_ends_only_the_turn() {
+    let app = TestApp::new(App::new("test").actor::<Fragile>()).await;
+    let fragile = app.get::<Fragile>("a");
+    let refused = fragile.light(false).await;
+    assert!(matches!(&refused, Err(CallError::Fault(Fault::Unreadable { .. }))), "{refused:?}");
+    OPEN.lock().unwrap().insert("fragile".into());
+    let held = fragile.hold_glass().timeout(Duration::from_secs(1)).await;
+    assert!(matches!(held, Err(Fault::TimedOut { .. } | Fault::Panicked { .. })), "{held:?}");
+    for _ in 0..2 {
+        assert!(matches!(fragile.light(true).await, Err(CallError::App(_))));
+        assert_eq!(fragile.light(false).await, Ok(true));
+    }
+    // The state leaves memory.
+    tokio::time::sleep(Duration::from_millis(IDLE_MS_MAX) + Duration::from_secs(30)).await;
+    assert_eq!(fragile.light(false).await, Ok(true));
+}

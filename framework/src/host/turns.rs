@@ -21,7 +21,7 @@ use perennial_core::time::Millis;
 use ractor::ActorRef;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::activation::{Activation, FINGERPRINT_BYTES};
+use super::activation::{Activation, FINGERPRINT_BYTES, fresh};
 use super::lines::{InLine, OutLine};
 use super::owed::{Owed, Pack, proposal};
 use super::reads::Reads;
@@ -30,7 +30,7 @@ use super::{
     Ended, HostCall, HostCounters, HostMessage, HostShared, MAILBOX_CALLS_MAX, Opening, ReplyTo,
     STATE_BYTES_MAX, TurnDone, events,
 };
-use crate::actor::{Answer, Args, Finished, Format, Kind};
+use crate::actor::{Answer, Args, Finished, Format, Kind, Unusable, caught};
 use crate::call::{Answered, LASTING};
 use crate::ctx::{Effects, TurnEnv};
 use crate::error::Fault;
@@ -311,7 +311,10 @@ impl Host {
             .get(self.group, &rows::state(actor))
             .map_err(|error| self.storage_fault("state", actor, &error))?;
         let (state, bytes) = match stored {
-            None => (kind.fresh(), Bytes::new()),
+            None => {
+                let state = fresh(&**kind).map_err(|why| self.storage_fault("state", actor, &why))?;
+                (state, Bytes::new())
+            }
             Some(stored) => self.decode_state(actor, kind, stored)?,
         };
         let act = Activation {
@@ -515,10 +518,14 @@ impl Host {
     ) {
         let name = actor.to_string();
         let mut turn = Box::pin(async move {
-            match tokio::time::timeout_at(deadline.into(), turn).await {
-                Ok(done) => done,
-                Err(_) => (None, Finished::fault(Fault::TimedOut { actor: name })),
-            }
+            let mut turn = turn;
+            let ended = tokio::time::timeout_at(deadline.into(), &mut turn).await;
+            // A handler that is cut off may panic as it is dropped.
+            let _ = caught("when dropped", || {
+                drop(turn);
+                Ok(())
+            });
+            ended.unwrap_or_else(|_| (None, Finished::fault(Fault::TimedOut { actor: name })))
         });
         if let Some((state, finished)) = (&mut turn).now_or_never() {
             return self.end_turn(TurnDone { actor, work, state, finished });
@@ -626,15 +633,11 @@ impl Host {
     fn undo(&mut self, actor: ActorId, mut work: Work, answer: Answer) {
         HostCounters::add(&self.shared.counters.undone, 1);
         if let Some(act) = self.activations.get_mut(&actor) {
-            match act.reload() {
-                Ok(state) => act.state = Some(state),
-                Err(why) => {
-                    // What was encoded here a moment ago does not decode: give up the activation.
-                    tracing::error!(%actor, why, "a state cannot be read back");
-                    act.state = Some(act.kind.fresh());
-                    self.mailbox.kill();
-                }
-            }
+            act.state = Some(act.reload().unwrap_or_else(|why| {
+                // Calls of this actor fail and say why; each of them tries to read it anew.
+                tracing::error!(%actor, why, "a state cannot be read back");
+                Box::new(Unusable { what: "state".into(), why })
+            }));
         }
         let now = self.shared.clock.instant();
         let tries = match &mut work {
