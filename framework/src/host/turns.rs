@@ -428,7 +428,7 @@ impl Host {
     fn run(&mut self, actor: ActorId, work: Work) {
         // While a reminder waited, a turn may have replaced or cancelled it: its row is gone.
         if let Work::Reminder { name, due, .. } = &work
-            && self.reminder_due(&actor, name) != Some(*due)
+            && !self.is_due(*due, &actor, name)
         {
             self.firing.remove(&(*due, actor, name.clone()));
             return;
@@ -591,6 +591,12 @@ impl Host {
             && let Some(full) = self.outbox_full(&effects)
         {
             return self.undo(actor, work, Answer::Fault(full));
+        }
+        for ReminderChange::Set { name, .. } | ReminderChange::Cancel { name, .. } in &effects.reminders {
+            // The record names what it replaces; without that, the row of the one before would stay.
+            if let Err(fault) = self.reminder_due(&actor, name) {
+                return self.undo(actor, work, Answer::Fault(fault));
+            }
         }
         if changed && self.schemas.insert(fingerprint) {
             self.append_schema(&actor, fingerprint);
