@@ -299,18 +299,20 @@ impl<A: Actor> Kind for KindOf<A> {
         (A::Event::schema(&mut types), types)
     }
     fn fresh(&self) -> Box<dyn State> {
-        Box::new(StateOf(A::default()))
+        Box::new(StateOf::new(A::default()))
     }
     fn decode(&self, bytes: &[u8]) -> Result<Box<dyn State>, String> {
-        match postcard::take_from_bytes::<A>(bytes) {
-            Ok((state, [])) => Ok(Box::new(StateOf(state))),
+        caught("when decoded", || match postcard::take_from_bytes::<A>(bytes) {
+            Ok((state, [])) => Ok(Box::new(StateOf::new(state)) as Box<dyn State>),
             Ok((_, rest)) => Err(format!("{} bytes too many", rest.len())),
             Err(error) => Err(error.to_string()),
-        }
+        })
     }
     fn upgrade(&self, bytes: &[u8], written_with: &crate::schema::Schema) -> Result<Box<dyn State>, String> {
-        let state = A::upgrade(bytes, written_with).map_err(|e| e.to_string())?;
-        Ok(Box::new(StateOf(state)))
+        caught("when decoded", || {
+            let state = A::upgrade(bytes, written_with).map_err(|e| e.to_string())?;
+            Ok(Box::new(StateOf::new(state)) as Box<dyn State>)
+        })
     }
     fn event_json(&self, bytes: &[u8]) -> Result<Vec<u8>, String> {
         let event: A::Event = postcard::from_bytes(bytes).map_err(|e| e.to_string())?;
@@ -318,7 +320,32 @@ impl<A: Actor> Kind for KindOf<A> {
     }
 }
 
-struct StateOf<A>(A);
+/// Invariant: holds a state until it is dropped.
+struct StateOf<A>(Option<A>);
+
+impl<A> StateOf<A> {
+    fn new(state: A) -> Self {
+        Self(Some(state))
+    }
+
+    fn get(&self) -> &A {
+        self.0.as_ref().expect("a state is there until it is dropped")
+    }
+
+    fn get_mut(&mut self) -> &mut A {
+        self.0.as_mut().expect("a state is there until it is dropped")
+    }
+}
+
+impl<A> Drop for StateOf<A> {
+    fn drop(&mut self) {
+        let state = self.0.take();
+        let _ = caught("when dropped", || {
+            drop(state);
+            Ok(())
+        });
+    }
+}
 
 impl<A: Actor> State for StateOf<A> {
     fn run(&mut self, method: usize, args: Args, env: TurnEnv) -> Finished {
@@ -326,9 +353,9 @@ impl<A: Actor> State for StateOf<A> {
         let described = &A::METHODS[method];
         let run = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let run = if described.write {
-                self.0.write(&mut ctx, method, args)
+                self.get_mut().write(&mut ctx, method, args)
             } else {
-                self.0.read(&ctx, method, args)
+                self.get().read(&ctx, method, args)
             };
             match run {
                 Run::Done(answer) => answer,
@@ -351,9 +378,9 @@ impl<A: Actor> State for StateOf<A> {
             let described = &A::METHODS[method];
             let run = AssertUnwindSafe(async {
                 let run = if described.write {
-                    self.0.write(&mut ctx, method, args)
+                    self.get_mut().write(&mut ctx, method, args)
                 } else {
-                    self.0.read(&ctx, method, args)
+                    self.get().read(&ctx, method, args)
                 };
                 match run {
                     Run::Done(answer) => answer,
@@ -366,21 +393,62 @@ impl<A: Actor> State for StateOf<A> {
     }
 
     fn encode_into(&self, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
-        postcard::to_extend(&self.0, bytes).map_err(|e| e.to_string())
+        caught("when encoded", || postcard::to_extend(self.get(), bytes).map_err(|e| e.to_string()))
     }
 
     fn as_any(&self) -> &dyn Any {
-        &self.0
+        self.get()
     }
 }
 
+/// A state that could not be made; every turn on it fails and says why.
+pub(crate) struct Unusable {
+    pub(crate) what: String,
+    pub(crate) why: String,
+}
+
+impl State for Unusable {
+    fn run(&mut self, _: usize, _: Args, env: TurnEnv) -> Finished {
+        let (what, why) = (self.what.clone(), self.why.clone());
+        Finished::fault(Fault::Unreadable { what, at: env.me.to_string(), why })
+    }
+
+    fn run_async(
+        mut self: Box<Self>,
+        method: usize,
+        args: Args,
+        env: TurnEnv,
+    ) -> BoxFuture<'static, (Option<Box<dyn State>>, Finished)> {
+        let finished = self.run(method, args, env);
+        Box::pin(std::future::ready((Some(self as Box<dyn State>), finished)))
+    }
+
+    fn encode_into(&self, _: Vec<u8>) -> Result<Vec<u8>, String> {
+        Err(self.why.clone())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// Runs the application's code outside a handler; a panic becomes an error.
+pub(crate) fn caught<T>(what: &str, run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    std::panic::catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|panic| Err(format!("{what} it panicked: {}", message_of(&*panic))))
+}
+
 fn panicked<A: Actor>(method: &Method, panic: &(dyn Any + Send)) -> Answer {
-    let message = panic
+    let message = message_of(panic);
+    Answer::Fault(Fault::Panicked { kind: A::KIND.to_owned(), method: method.name.to_owned(), message })
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> String {
+    panic
         .downcast_ref::<&str>()
         .map(|s| (*s).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned());
-    Answer::Fault(Fault::Panicked { kind: A::KIND.to_owned(), method: method.name.to_owned(), message })
+        .unwrap_or_else(|| "no message".to_owned())
 }
 
 /// The answer of a dispatch that was given a number without a handler of that nature (used by generated

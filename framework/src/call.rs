@@ -148,8 +148,13 @@ pub(crate) struct TurnCaller {
     pub(crate) path: Vec<ActorId>,
     pub(crate) request: RequestId,
     pub(crate) deadline: Instant,
+    pub(crate) lasting: bool,
     pub(crate) calls: AtomicU32,
 }
+
+/// Bit of a nested call's number that says that the turn at its root may be repeated for long, so that
+/// its reply is kept as long as that of an idempotency key. Sessions never count that far.
+pub(crate) const LASTING: u64 = 1 << 63;
 
 impl TurnCaller {
     /// Id of a nested call: a hash of the parent's id, the call's position, target and arguments. The
@@ -165,7 +170,8 @@ impl TurnCaller {
         }
         bytes.extend_from_slice(&ordinal.to_be_bytes());
         bytes.extend_from_slice(args);
-        RequestId { session: SessionId(perennial_core::hash::wide_hash(&bytes)), seq: 0 }
+        let seq = if self.lasting { LASTING } else { 0 };
+        RequestId { session: SessionId(perennial_core::hash::wide_hash(&bytes)), seq }
     }
 }
 

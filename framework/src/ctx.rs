@@ -15,6 +15,9 @@ use crate::call::{ActorHandle, Call, Caller, Failure, TurnCaller, Via};
 use crate::data::Data;
 use crate::error::Fault;
 
+/// Longest name of a reminder, in bytes. It is part of the keys of two rows.
+pub const REMINDER_NAME_BYTES_MAX: usize = 256;
+
 /// What a turn hands to the log besides its state.
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -45,6 +48,8 @@ pub struct TurnEnv {
     pub path: Vec<ActorId>,
     /// The id of the call that asked for the turn.
     pub request: RequestId,
+    /// The turn may be repeated long after its first try, so the replies to its calls are kept as long.
+    pub lasting: bool,
     /// When its caller gives up.
     pub deadline: Instant,
     /// Record time.
@@ -72,6 +77,7 @@ impl<A: Actor> Ctx<A> {
             path,
             request: env.request,
             deadline: env.deadline,
+            lasting: env.lasting,
             calls: AtomicU32::new(0),
         };
         Self {
@@ -141,30 +147,31 @@ impl<A: Actor> Ctx<A> {
     }
 
     /// Sets the durable reminder `name`, replacing one of the same name: `call` is sent once `after`
-    /// has passed, also if this node is gone by then. Resolution: a millisecond of record time.
+    /// has passed, also if this node is gone by then. Resolution: a millisecond of record time, which is
+    /// also the least. A name that is empty or has more than [`REMINDER_NAME_BYTES_MAX`] bytes fails the turn.
     pub fn schedule<T: Data, X: Failure>(
         &mut self,
         name: impl Into<String>,
         after: Duration,
         call: Call<T, X>,
     ) {
-        let due = self.now.plus(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-        match call.message {
-            Ok(message) => {
-                self.effects.reminders.push(ReminderChange::Set {
-                    name: name.into(),
-                    due,
-                    message,
-                    replaces: None,
-                });
+        // Later than whatever has fired, so that a reminder set again by its own turn is another one.
+        let due = self.now.plus(u64::try_from(after.as_millis()).unwrap_or(u64::MAX).max(1));
+        match reminder_name(name.into()).and_then(|name| Ok((name, call.message?))) {
+            Ok((name, message)) => {
+                self.effects.reminders.push(ReminderChange::Set { name, due, message, replaces: None });
             }
             Err(fault) => self.fail(fault),
         }
     }
 
-    /// Removes the reminder `name`, if it is set.
+    /// Removes the reminder `name`, if it is set. A name outside the limits fails the turn, as with
+    /// [`Ctx::schedule`].
     pub fn cancel(&mut self, name: impl Into<String>) {
-        self.effects.reminders.push(ReminderChange::Cancel { name: name.into(), replaces: None });
+        match reminder_name(name.into()) {
+            Ok(name) => self.effects.reminders.push(ReminderChange::Cancel { name, replaces: None }),
+            Err(fault) => self.fail(fault),
+        }
     }
 
     /// Publishes an event to those who follow this actor, once this turn has committed.
@@ -177,5 +184,15 @@ impl<A: Actor> Ctx<A> {
 
     fn fail(&mut self, fault: Fault) {
         self.fault.get_or_insert(fault);
+    }
+}
+
+/// Checks a reminder's name.
+fn reminder_name(name: String) -> Result<String, Fault> {
+    match name.len() {
+        1..=REMINDER_NAME_BYTES_MAX => Ok(name),
+        bytes => Err(Fault::BadName(format!(
+            "the name of a reminder has {bytes} bytes, it must have 1 to {REMINDER_NAME_BYTES_MAX}"
+        ))),
     }
 }

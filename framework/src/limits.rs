@@ -8,7 +8,11 @@ pub use perennial_core::partition::dedup::SESSION_SILENCE_MS_MAX;
 pub use perennial_core::partition::record::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
 
 pub use crate::call::CALL_TIMEOUT_DEFAULT;
+pub use crate::ctx::REMINDER_NAME_BYTES_MAX;
 pub use crate::host::events::{EVENTS_KEPT_MIN, FOLLOWERS_MAX};
-pub use crate::host::turns::{IDLE_MS_MAX, KEYED_REPLY_KEEP_MS, NESTED_REPLY_KEEP_MS, UNATTENDED_TURN_MAX};
+pub use crate::host::turns::{
+    IDLE_MS_MAX, KEYED_REPLY_KEEP_MS, NESTED_REPLY_KEEP_MS, OUTBOX_MESSAGES_MAX, UNATTENDED_RETRY_MAX,
+    UNATTENDED_TIMED_OUT_MAX, UNATTENDED_TURN_MAX,
+};
 pub use crate::host::{MAILBOX_CALLS_MAX, PARTITION_CALLS_MAX, STATE_BYTES_MAX};
 pub use crate::router::{CALL_TIMEOUT_MAX, FOLLOWER_EVENTS_MAX};

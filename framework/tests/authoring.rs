@@ -227,6 +227,7 @@ fn env(kind: &str, key: &str, caller: Arc<Fake>) -> TurnEnv {
         caller,
         path: vec![],
         request: RequestId { session: SessionId(7), seq: 1 },
+        lasting: false,
         deadline: Instant::now() + Duration::from_secs(60),
         now: Millis(1_000),
     }

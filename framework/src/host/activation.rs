@@ -8,7 +8,7 @@ use perennial_core::id::RecordSeq;
 use perennial_core::time::Millis;
 
 use super::turns::Work;
-use crate::actor::{Kind, State};
+use crate::actor::{Kind, State, caught};
 
 /// Bytes in front of a stored state: the fingerprint of its schema.
 pub(super) const FINGERPRINT_BYTES: usize = 8;
@@ -28,7 +28,8 @@ pub(super) struct Activation {
     pub(super) waiting: VecDeque<Work>,
     /// Due times of its reminders as of the last turn, as far as they were looked up.
     pub(super) reminders: HashMap<String, Option<Millis>, foldhash::fast::FixedState>,
-    /// Events published since activation.
+    /// Events published since it was last looked whether there are too many; as many as are kept on
+    /// activation.
     pub(super) events: u32,
 }
 
@@ -36,7 +37,7 @@ impl Activation {
     /// The state as of the last record, decoded anew.
     pub(super) fn reload(&self) -> Result<Box<dyn State>, String> {
         if self.bytes.is_empty() {
-            return Ok(self.kind.fresh());
+            return fresh(&*self.kind);
         }
         self.kind.decode(&self.bytes[FINGERPRINT_BYTES..])
     }
@@ -45,4 +46,9 @@ impl Activation {
     pub(super) fn idle(&self, applied: RecordSeq) -> bool {
         self.state.is_some() && self.waiting.is_empty() && self.settled_at <= applied
     }
+}
+
+/// The state of an actor that has no record.
+pub(super) fn fresh(kind: &dyn Kind) -> Result<Box<dyn State>, String> {
+    caught("when made by default", || Ok(kind.fresh()))
 }

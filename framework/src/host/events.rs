@@ -2,13 +2,14 @@
 //!
 //! Events are rows, so a stream is always served from what is committed: after each commit that
 //! published something the new rows are read and handed on, in order. A follower that does not keep up
-//! is simply behind; it gets the rest when it has room.
+//! is simply behind; it gets the rest when half of its line is free.
 
 use perennial_core::id::{ActorId, LogIndex};
 use perennial_core::partition::record::Record;
 use perennial_core::partition::rows;
 use tokio::sync::mpsc;
 
+use super::HostMessage;
 use super::owed::Owed;
 use super::turns::Host;
 use crate::call::{EventId, EventItem, EventsFrom};
@@ -25,8 +26,19 @@ pub(super) struct Follower {
     actor: ActorId,
     last: Option<EventId>,
     sink: mpsc::Sender<Result<EventItem, Fault>>,
-    /// It had no room for everything.
-    behind: bool,
+    /// It had no room for everything; a task waits until it has some.
+    waits: bool,
+}
+
+impl Follower {
+    /// How much room one that was behind must have before it gets more.
+    fn room(&self) -> usize {
+        (self.sink.max_capacity() / 2).max(1)
+    }
+
+    fn has_room(&self) -> bool {
+        self.sink.capacity() >= self.room() || self.sink.is_closed()
+    }
 }
 
 impl Host {
@@ -57,16 +69,20 @@ impl Host {
             // Tells where the stream stands, so that it resumes here even if nothing comes for long.
             let _ = sink.try_send(Ok(EventItem::position(id)));
         }
-        let mut follower = Follower { actor, last, sink, behind: true };
+        let mut follower = Follower { actor, last, sink, waits: false };
         self.hand_events(&mut follower);
         self.followers.push(follower);
     }
 
-    /// Hands new events of these actors to their followers.
+    /// Hands new events of these actors to their followers, and what is left to those who have waited
+    /// and have room now.
     pub(super) fn hand_events_of(&mut self, actors: &[ActorId]) {
         let mut followers = std::mem::take(&mut self.followers);
         followers.retain_mut(|follower| {
-            if follower.behind || actors.contains(&follower.actor) {
+            if follower.waits && follower.has_room() {
+                follower.waits = false;
+                self.hand_events(follower);
+            } else if !follower.waits && actors.contains(&follower.actor) {
                 self.hand_events(follower);
             }
             !follower.sink.is_closed()
@@ -74,8 +90,7 @@ impl Host {
         self.followers = followers;
     }
 
-    fn hand_events(&self, follower: &mut Follower) {
-        follower.behind = false;
+    fn hand_events(&mut self, follower: &mut Follower) {
         loop {
             let after = follower.last.map(|id| (id.index, id.n));
             let (from, to) = rows::events_after(&follower.actor, after, self.applied_index);
@@ -92,8 +107,7 @@ impl Host {
                 let Some((index, n)) = rows::read_event(&key) else { continue };
                 let id = EventId { index, n };
                 if follower.sink.try_send(Ok(EventItem { id, event: event.into() })).is_err() {
-                    follower.behind = true;
-                    return;
+                    return self.wait_for_room(follower);
                 }
                 follower.last = Some(id);
             }
@@ -101,6 +115,17 @@ impl Host {
                 return;
             }
         }
+    }
+
+    /// Goes on once a follower has room for half of what its line holds, or is gone.
+    fn wait_for_room(&mut self, follower: &mut Follower) {
+        follower.waits = true;
+        let (sink, mailbox) = (follower.sink.clone(), self.mailbox.clone());
+        let room = follower.room();
+        self.spawn_task(async move {
+            drop(sink.reserve_many(room).await);
+            let _ = mailbox.cast(HostMessage::FollowerReady);
+        });
     }
 
     /// Proposes to forget old events of an actor that has published many.

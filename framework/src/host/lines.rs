@@ -14,7 +14,7 @@ use perennial_core::partition::{OutboxItem, rows};
 use tokio::sync::oneshot;
 
 use super::owed::Owed;
-use super::turns::{Host, Work};
+use super::turns::{Host, Tries, Work};
 use super::{Delivery, HostMessage};
 use crate::error::Fault;
 
@@ -44,6 +44,8 @@ pub(super) struct InLine {
     queue: VecDeque<(u64, OutboxItem)>,
     /// The front message's turn has started and not yet made its record.
     running: bool,
+    /// Somebody up the stack starts this line's turns one after the other.
+    pumping: bool,
     /// Applied up to here.
     committed: u64,
     /// Deliveries that wait until everything up to their last message is applied.
@@ -160,13 +162,22 @@ impl Host {
         self.ack_line(delivery.from);
     }
 
-    /// Starts the next message's turn unless one is running.
+    /// Starts the next message's turn unless one is running. A turn that ends at once comes back here
+    /// from its record; then the loop that began it goes on, so that the stack does not grow.
     pub(super) fn pump_line_in(&mut self, from: PartitionId) {
-        while let Some(line) = self.lines_in.get_mut(&from).filter(|line| !line.running) {
-            let Some((seq, item)) = line.queue.pop_front() else { return };
+        match self.lines_in.get_mut(&from) {
+            Some(line) if !line.pumping => line.pumping = true,
+            _ => return,
+        }
+        while let Some(line) = self.lines_in.get_mut(&from) {
+            let next = if line.running { None } else { line.queue.pop_front() };
+            let Some((seq, item)) = next else {
+                line.pumping = false;
+                return;
+            };
             line.running = true;
             let target = item.message.target.clone();
-            self.begin_work(target, Work::Message { from, seq, item });
+            self.begin_work(target, Work::Message { from, seq, item, tries: Tries::default() });
         }
     }
 

@@ -14,6 +14,7 @@ mod owed;
 mod reads;
 mod reminders;
 pub(crate) mod turns;
+mod unrecorded;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -134,6 +135,8 @@ pub(crate) enum HostMessage {
     LineRetry { to: PartitionId },
     /// Someone follows an actor's events.
     Subscribe { actor: ActorId, from: EventsFrom, sink: mpsc::Sender<Result<EventItem, Fault>> },
+    /// A follower of events that was behind has room again.
+    FollowerReady,
     /// A reminder may be due.
     RemindersDue { planned: Millis },
     /// A message or reminder is tried again.

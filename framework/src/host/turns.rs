@@ -19,40 +19,88 @@ use perennial_core::partition::record::{
 use perennial_core::partition::{Known, OutboxItem, Partition, rows};
 use perennial_core::time::Millis;
 use ractor::ActorRef;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::activation::{Activation, FINGERPRINT_BYTES};
+use super::activation::{Activation, FINGERPRINT_BYTES, fresh};
 use super::lines::{InLine, OutLine};
 use super::owed::{Owed, Pack, proposal};
 use super::reads::Reads;
+use super::unrecorded::Unrecorded;
 use super::{
     Ended, HostCall, HostCounters, HostMessage, HostShared, MAILBOX_CALLS_MAX, Opening, ReplyTo,
     STATE_BYTES_MAX, TurnDone, events,
 };
-use crate::actor::{Answer, Args, Finished, Format, Kind};
-use crate::call::Answered;
+use crate::actor::{Answer, Args, Finished, Format, Kind, Unusable, caught};
+use crate::call::{Answered, LASTING};
 use crate::ctx::{Effects, TurnEnv};
 use crate::error::Fault;
 
 /// How long the reply to an idempotency key is kept, in milliseconds of record time.
 pub const KEYED_REPLY_KEEP_MS: u64 = 24 * 60 * 60 * 1000;
-/// How long the reply to a nested call is kept; far longer than a turn that would repeat it can last.
+/// How long the reply to a nested call is kept; far longer than a session's call that would repeat it can
+/// last. Under an idempotency key, a message or a reminder it is kept for [`KEYED_REPLY_KEEP_MS`].
 pub const NESTED_REPLY_KEEP_MS: u64 = 2 * 60 * 1000;
 /// An actor idle for this long leaves memory, in milliseconds.
 pub const IDLE_MS_MAX: u64 = 10 * 60 * 1000;
 /// How long a turn without a caller (a message, a reminder) may take.
 pub const UNATTENDED_TURN_MAX: Duration = Duration::from_secs(30);
+/// How long a message or reminder is tried again whose turn met a passing fault, such as an actor
+/// without a leader; then it is dropped. Shorter than the replies to its calls are kept.
+pub const UNATTENDED_RETRY_MAX: Duration = Duration::from_secs(20 * 60 * 60);
+/// How long it is tried again while nothing but time-outs of its calls come back.
+pub const UNATTENDED_TIMED_OUT_MAX: Duration = Duration::from_secs(10 * 60);
 /// Pause before a message or reminder is tried again whose handler met a passing fault.
 const UNATTENDED_RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// Messages to one partition that it has not taken yet; a call or a reminder that would add to them is
+/// refused.
+pub const OUTBOX_MESSAGES_MAX: u64 = 64 * 1024;
 /// How often a host does its housekeeping.
 const SWEEP_PERIOD: Duration = Duration::from_secs(10);
-/// Kept replies forgotten with one record.
+/// Kept replies or sessions forgotten with one record.
 const FORGET_MAX: usize = 1000;
+/// Pause before the next such record while there are more.
+const FORGET_PAUSE: Duration = Duration::from_millis(50);
 
 /// What asks for a turn.
 pub(crate) enum Work {
     Call(Box<HostCall>, ReplyTo),
-    Message { from: PartitionId, seq: u64, item: OutboxItem },
-    Reminder { name: String, due: Millis, message: Message },
+    Message { from: PartitionId, seq: u64, item: OutboxItem, tries: Tries },
+    Reminder { name: String, due: Millis, message: Message, tries: Tries },
+}
+
+/// Since when a message or reminder has been tried in vain, in this epoch.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Tries {
+    since: Option<Instant>,
+    /// Since when its calls have done nothing but time out.
+    timed_out_since: Option<Instant>,
+}
+
+impl Tries {
+    /// Takes note of a try that met `fault` and says whether there may be another one. A turn that
+    /// took all of its own time would do so again; it ends here.
+    fn another(&mut self, actor: &ActorId, fault: &Fault, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let timed_out_since = match fault {
+            Fault::TimedOut { actor: late } if *late == actor.to_string() => return false,
+            Fault::TimedOut { .. } => *self.timed_out_since.get_or_insert(now),
+            _ => {
+                self.timed_out_since = None;
+                now
+            }
+        };
+        fault.retryable()
+            && now.duration_since(since) < UNATTENDED_RETRY_MAX
+            && now.duration_since(timed_out_since) < UNATTENDED_TIMED_OUT_MAX
+    }
+}
+
+impl HostCall {
+    /// Whether it may be repeated long after its first try: under an idempotency key, or nested in a
+    /// turn that may.
+    fn lasting(&self) -> bool {
+        self.keyed && (self.path.is_empty() || self.request.seq & LASTING != 0)
+    }
 }
 
 /// What an async turn carries along.
@@ -87,13 +135,21 @@ pub(crate) struct Host {
     joined: HashMap<RequestId, Vec<ReplyTo>, FixedState>,
     /// Replies kept as rows that are not applied yet.
     keyed: HashMap<RequestId, Bytes, FixedState>,
+    unrecorded: Unrecorded,
     pub(super) lines_out: BTreeMap<PartitionId, OutLine>,
     pub(super) lines_in: BTreeMap<PartitionId, InLine>,
     pub(super) firing: HashSet<(Millis, ActorId, String), FixedState>,
     pub(super) reminders_planned: Option<Millis>,
+    /// Waits for the reminder that is planned.
+    pub(super) reminders_task: Option<AbortOnDropHandle<()>>,
     pub(super) followers: Vec<events::Follower>,
+    /// The record that last forgot kept replies.
+    forgetting: Option<RecordSeq>,
     /// Schemas known to be in the log, by fingerprint.
     schemas: HashSet<u64, FixedState>,
+    /// Async turns and pauses. They end with the host: a turn that can no longer commit must neither
+    /// make further calls nor keep its caller waiting.
+    tasks: tokio::task::JoinSet<()>,
 }
 
 impl Host {
@@ -116,12 +172,16 @@ impl Host {
             reads: Reads::default(),
             joined: HashMap::default(),
             keyed: HashMap::default(),
+            unrecorded: Unrecorded::default(),
             lines_out: BTreeMap::new(),
             lines_in: BTreeMap::new(),
             firing: HashSet::default(),
             reminders_planned: None,
+            reminders_task: None,
             followers: Vec::new(),
+            forgetting: None,
             schemas: HashSet::default(),
+            tasks: tokio::task::JoinSet::new(),
         }
     }
 
@@ -129,7 +189,7 @@ impl Host {
     fn begin(&mut self) {
         self.pump_lines();
         self.fire_reminders();
-        self.plan_sweep();
+        self.tell_after(SWEEP_PERIOD, HostMessage::Sweep);
     }
 
     pub(super) fn on(&mut self, message: HostMessage) {
@@ -143,6 +203,7 @@ impl Host {
             HostMessage::LineAcked { to, upto } => self.on_line_acked(to, upto),
             HostMessage::LineRetry { to } => self.on_line_retry(to),
             HostMessage::Subscribe { actor, from, sink } => self.on_subscribe(actor, from, sink),
+            HostMessage::FollowerReady => self.hand_events_of(&[]),
             HostMessage::RemindersDue { planned } => self.on_reminders_due(planned),
             HostMessage::Again { actor, work } => self.begin_work(actor, work),
             HostMessage::Sweep => self.sweep(),
@@ -186,7 +247,13 @@ impl Host {
             return self.refuse(reply, fault);
         }
         match self.known(&call) {
-            Ok(Known::Fresh) => {}
+            Ok(Known::Fresh) => {
+                if let Some(answer) = self.unrecorded.get(call.request) {
+                    HostCounters::add(&self.shared.counters.repeated, 1);
+                    let answered = self.answered(answer.clone());
+                    return self.answer_as_read(reply, answered);
+                }
+            }
             Ok(Known::Answered(bytes)) => {
                 HostCounters::add(&self.shared.counters.repeated, 1);
                 let answer = Answer::Ok(bytes);
@@ -245,7 +312,10 @@ impl Host {
             .get(self.group, &rows::state(actor))
             .map_err(|error| self.storage_fault("state", actor, &error))?;
         let (state, bytes) = match stored {
-            None => (kind.fresh(), Bytes::new()),
+            None => {
+                let state = fresh(&**kind).map_err(|why| self.storage_fault("state", actor, &why))?;
+                (state, Bytes::new())
+            }
             Some(stored) => self.decode_state(actor, kind, stored)?,
         };
         let act = Activation {
@@ -256,7 +326,8 @@ impl Host {
             last_used: now,
             waiting: std::collections::VecDeque::new(),
             reminders: HashMap::default(),
-            events: 0,
+            // How many there are is not known: the first ones published are a reason to look.
+            events: events::EVENTS_KEPT_MIN,
         };
         self.activations.insert(actor.clone(), act);
         self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
@@ -292,8 +363,15 @@ impl Host {
         Ok((state, Bytes::from(today)))
     }
 
-    fn env(&self, me: ActorId, path: Vec<ActorId>, request: RequestId, deadline: Instant) -> TurnEnv {
-        TurnEnv { me, caller: self.shared.caller.clone(), path, request, deadline, now: self.now() }
+    fn env(
+        &self,
+        me: ActorId,
+        path: Vec<ActorId>,
+        request: RequestId,
+        lasting: bool,
+        deadline: Instant,
+    ) -> TurnEnv {
+        TurnEnv { me, caller: self.shared.caller.clone(), path, request, lasting, deadline, now: self.now() }
     }
 
     fn read(&mut self, kind: Arc<dyn Kind>, method: usize, call: HostCall, reply: ReplyTo) {
@@ -302,7 +380,8 @@ impl Host {
             return self.refuse(reply, fault);
         }
         let asynchronous = kind.methods()[method].asynchronous;
-        let env = self.env(call.target.clone(), call.path, call.request, call.deadline);
+        let lasting = call.lasting();
+        let env = self.env(call.target.clone(), call.path, call.request, lasting, call.deadline);
         let Some(act) = self.activations.get_mut(&call.target) else { return };
         if let Some(state) = act.state.as_mut().filter(|_| !asynchronous) {
             let finished = state.run(method, call.args, env);
@@ -348,19 +427,29 @@ impl Host {
     }
 
     fn run(&mut self, actor: ActorId, work: Work) {
+        // While a reminder waited, a turn may have replaced or cancelled it: its row is gone.
+        if let Work::Reminder { name, due, .. } = &work
+            && !self.is_due(*due, &actor, name)
+        {
+            self.firing.remove(&(*due, actor, name.clone()));
+            return;
+        }
         // A reminder that calls somebody else only hands its message to the outbox.
         if let Work::Reminder { message, .. } = &work
             && message.target != actor
         {
             let effects = Effects { sends: vec![message.clone()], ..Effects::default() };
+            if let Some(full) = self.outbox_full(&effects) {
+                return self.undo(actor, work, Answer::Fault(full));
+            }
             return self.record(actor, work, Answer::Ok(Bytes::new()), None, effects);
         }
         let (method, args, path, request, deadline) = match &work {
             Work::Call(call, _) => {
                 (call.method.as_str(), call.args.clone(), call.path.clone(), call.request, call.deadline)
             }
-            Work::Message { from, seq, item } => {
-                let request = unattended("message", u64::from(from.0), *seq, "");
+            Work::Message { from, seq, item, .. } => {
+                let request = self.unattended("message", &actor, u64::from(from.0), *seq, "");
                 (
                     item.message.method.as_str(),
                     postcard_args(&item.message),
@@ -369,8 +458,8 @@ impl Host {
                     self.patience(),
                 )
             }
-            Work::Reminder { name, due, message } => {
-                let request = unattended("reminder", u64::from(self.partition.0), due.0, name);
+            Work::Reminder { name, due, message, .. } => {
+                let request = self.unattended("reminder", &actor, due.0, 0, name);
                 (message.method.as_str(), postcard_args(message), Vec::new(), request, self.patience())
             }
         };
@@ -382,7 +471,11 @@ impl Host {
             Ok(ready) => ready,
             Err(fault) => return self.finish(actor, work, Finished::fault(fault)),
         };
-        let env = self.env(actor.clone(), path, request, deadline);
+        let lasting = match &work {
+            Work::Call(call, _) => call.lasting(),
+            Work::Message { .. } | Work::Reminder { .. } => true,
+        };
+        let env = self.env(actor.clone(), path, request, lasting, deadline);
         let Some(act) = self.activations.get_mut(&actor) else { return };
         let Some(mut state) = act.state.take() else {
             unreachable!("an actor whose async write runs takes no other turn");
@@ -399,6 +492,19 @@ impl Host {
         self.finish(actor, work, finished);
     }
 
+    /// The id of a turn without a caller; its nested calls derive theirs from it.
+    fn unattended(&self, what: &str, actor: &ActorId, a: u64, b: u64, name: &str) -> RequestId {
+        let mut bytes = Vec::with_capacity(64 + actor.as_str().len() + name.len());
+        bytes.extend_from_slice(&self.partition.0.to_be_bytes());
+        bytes.extend_from_slice(&a.to_be_bytes());
+        bytes.extend_from_slice(&b.to_be_bytes());
+        for part in [what, actor.as_str(), name] {
+            bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(part.as_bytes());
+        }
+        RequestId { session: SessionId(perennial_core::hash::wide_hash(&bytes)), seq: 0 }
+    }
+
     fn patience(&self) -> Instant {
         self.shared.clock.instant() + UNATTENDED_TURN_MAX
     }
@@ -413,37 +519,49 @@ impl Host {
     ) {
         let name = actor.to_string();
         let mut turn = Box::pin(async move {
-            match tokio::time::timeout_at(deadline.into(), turn).await {
-                Ok(done) => done,
-                Err(_) => (None, Finished::fault(Fault::TimedOut { actor: name })),
-            }
+            let mut turn = turn;
+            let ended = tokio::time::timeout_at(deadline.into(), &mut turn).await;
+            // A handler that is cut off may panic as it is dropped.
+            let _ = caught("when dropped", || {
+                drop(turn);
+                Ok(())
+            });
+            ended.unwrap_or_else(|_| (None, Finished::fault(Fault::TimedOut { actor: name })))
         });
         if let Some((state, finished)) = (&mut turn).now_or_never() {
-            return self.on_turn_done(TurnDone { actor, work, state, finished });
+            return self.end_turn(TurnDone { actor, work, state, finished });
         }
         let mailbox = self.mailbox.clone();
-        tokio::spawn(async move {
+        self.spawn_task(async move {
             let (state, finished) = turn.await;
             let _ = mailbox.cast(HostMessage::TurnDone(Box::new(TurnDone { actor, work, state, finished })));
         });
     }
 
     fn on_turn_done(&mut self, done: TurnDone) {
-        let work = match done.work {
+        let actor = done.actor.clone();
+        self.end_turn(done);
+        // What waited meanwhile goes on until the next async write.
+        while let Some(act) = self.activations.get_mut(&actor).filter(|act| act.state.is_some()) {
+            let Some(work) = act.waiting.pop_front() else { break };
+            self.run(actor.clone(), work);
+        }
+    }
+
+    /// Takes in how an async turn ended. Starts nothing: a turn that is done at once ends in here too,
+    /// and the one who began it goes on with what waits.
+    fn end_turn(&mut self, done: TurnDone) {
+        match done.work {
             Running::Read(reply) => {
                 let answered = self.answered(done.finished.answer);
-                return self.answer_as_read(reply, answered);
+                self.answer_as_read(reply, answered);
             }
-            Running::Write(work) => work,
-        };
-        if let Some(act) = self.activations.get_mut(&done.actor) {
-            act.state = done.state;
-        }
-        self.finish(done.actor.clone(), work, done.finished);
-        // What waited meanwhile goes on until the next async write.
-        while let Some(act) = self.activations.get_mut(&done.actor).filter(|act| act.state.is_some()) {
-            let Some(work) = act.waiting.pop_front() else { break };
-            self.run(done.actor.clone(), work);
+            Running::Write(work) => {
+                if let Some(act) = self.activations.get_mut(&done.actor) {
+                    act.state = done.state;
+                }
+                self.finish(done.actor, work, done.finished);
+            }
         }
     }
 
@@ -469,11 +587,39 @@ impl Host {
             let fault = too_large("the record of a turn", &actor, size, RECORD_BYTES_MAX);
             return self.undo(actor, work, Answer::Fault(fault));
         }
+        // Messages are exempt: two partitions whose messages answer each other would wait for ever.
+        if !matches!(work, Work::Message { .. })
+            && let Some(full) = self.outbox_full(&effects)
+        {
+            return self.undo(actor, work, Answer::Fault(full));
+        }
+        for ReminderChange::Set { name, .. } | ReminderChange::Cancel { name, .. } in &effects.reminders {
+            // The record names what it replaces; without that, the row of the one before would stay.
+            if let Err(fault) = self.reminder_due(&actor, name) {
+                return self.undo(actor, work, Answer::Fault(fault));
+            }
+        }
         if changed && self.schemas.insert(fingerprint) {
             self.append_schema(&actor, fingerprint);
         }
         let state = changed.then(|| Bytes::from(bytes.into_boxed_slice()));
         self.record(actor, work, answer, state, effects);
+    }
+
+    /// The fault of a turn that sends to a partition which has too many messages to take already.
+    fn outbox_full(&self, effects: &Effects) -> Option<Fault> {
+        let mut targets = effects.sends.iter().map(|message| self.spec.partition_of(&message.target));
+        let full = |to: &PartitionId| {
+            let line = self.spec.line(*to);
+            line.last - line.acked >= OUTBOX_MESSAGES_MAX
+        };
+        let to = targets.find(full)?;
+        HostCounters::add(&self.shared.counters.overloaded, 1);
+        Some(Fault::Overloaded {
+            what: format!("the line of messages to partition {to}"),
+            at: format!("partition {}", self.partition),
+            limit: OUTBOX_MESSAGES_MAX,
+        })
     }
 
     /// The state after a turn, behind its fingerprint, and whether it differs from the last record's.
@@ -490,43 +636,41 @@ impl Host {
     }
 
     /// The turn failed: its state is decoded anew. A message or reminder that its handler refuses is used
-    /// up all the same; one that met a passing fault is tried again.
-    fn undo(&mut self, actor: ActorId, work: Work, answer: Answer) {
+    /// up all the same; one that met a passing fault is tried again, for a bounded time.
+    fn undo(&mut self, actor: ActorId, mut work: Work, answer: Answer) {
         HostCounters::add(&self.shared.counters.undone, 1);
         if let Some(act) = self.activations.get_mut(&actor) {
-            match act.reload() {
-                Ok(state) => act.state = Some(state),
-                Err(why) => {
-                    // What was encoded here a moment ago does not decode: give up the activation.
-                    tracing::error!(%actor, why, "a state cannot be read back");
-                    act.state = Some(act.kind.fresh());
-                    self.mailbox.kill();
-                }
+            act.state = Some(act.reload().unwrap_or_else(|why| {
+                // Calls of this actor fail and say why; each of them tries to read it anew.
+                tracing::error!(%actor, why, "a state cannot be read back");
+                Box::new(Unusable { what: "state".into(), why })
+            }));
+        }
+        let now = self.shared.clock.instant();
+        let tries = match &mut work {
+            Work::Call(..) => return self.end_unrecorded(work, answer),
+            Work::Message { tries, .. } | Work::Reminder { tries, .. } => tries,
+        };
+        match &answer {
+            // Nothing is wrong with the message: it waits at the head of its line.
+            Answer::Fault(fault) if tries.another(&actor, fault, now) => {
+                tracing::debug!(%actor, %fault, "a message or reminder is tried again");
+                return self.tell_after(UNATTENDED_RETRY_PAUSE, HostMessage::Again { actor, work });
             }
+            Answer::Fault(fault) if fault.retryable() => {
+                tracing::error!(%actor, %fault, "a message or reminder was tried for too long; it is dropped");
+            }
+            _ => tracing::warn!(%actor, ?answer, "a message or reminder failed; it is dropped"),
         }
-        match work {
-            Work::Call(..) => self.end_unrecorded(work, answer),
-            Work::Message { .. } | Work::Reminder { .. } => match &answer {
-                // Nothing is wrong with the message: it waits at the head of its line.
-                Answer::Fault(fault) if fault.retryable() => {
-                    tracing::debug!(%actor, %fault, "a message or reminder is tried again");
-                    let mailbox = self.mailbox.clone();
-                    tokio::spawn(async move {
-                        tokio::time::sleep(UNATTENDED_RETRY_PAUSE).await;
-                        let _ = mailbox.cast(HostMessage::Again { actor, work });
-                    });
-                }
-                _ => {
-                    tracing::warn!(%actor, ?answer, "a message or reminder failed; it is dropped");
-                    self.record(actor, work, answer, None, Effects::default());
-                }
-            },
-        }
+        self.record(actor, work, answer, None, Effects::default());
     }
 
     /// Answers a call that left no record.
     fn end_unrecorded(&mut self, work: Work, answer: Answer) {
         if let Work::Call(call, reply) = work {
+            if !call.lasting() {
+                self.unrecorded.keep(call.request, &answer, self.now());
+            }
             let answered = self.answered(answer);
             for joined in self.joined.remove(&call.request).unwrap_or_default() {
                 self.answer_as_read(joined, answered.clone());
@@ -569,7 +713,7 @@ impl Host {
             }
             act.settled_at = next;
             act.events += published;
-            if act.events >= events::EVENTS_KEPT_MIN {
+            if published > 0 && act.events >= events::EVENTS_KEPT_MIN {
                 act.events = 0;
                 trim = true;
             }
@@ -606,7 +750,7 @@ impl Host {
                 let keep = if call.keyed {
                     self.keyed.insert(call.request, bytes.clone());
                     owed.keyed = Some(call.request);
-                    let ms = if call.path.is_empty() { KEYED_REPLY_KEEP_MS } else { NESTED_REPLY_KEEP_MS };
+                    let ms = if call.lasting() { KEYED_REPLY_KEEP_MS } else { NESTED_REPLY_KEEP_MS };
                     Keep::Until(self.now().plus(ms))
                 } else {
                     Keep::UntilAcknowledged
@@ -618,7 +762,7 @@ impl Host {
                 owed.message = Some((from, seq));
                 Cause::Message { from, seq }
             }
-            Work::Reminder { name, due, message: _ } => {
+            Work::Reminder { name, due, .. } => {
                 HostCounters::add(&self.shared.counters.reminders, 1);
                 owed.reminder = Some((due, actor.clone(), name.clone()));
                 Cause::Reminder { name, due }
@@ -688,11 +832,18 @@ impl Host {
         }
     }
 
-    fn plan_sweep(&self) {
+    /// Runs a task that ends with the host at the latest.
+    pub(super) fn spawn_task(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        while self.tasks.try_join_next().is_some() {}
+        self.tasks.spawn(task);
+    }
+
+    /// Tells the host something after a pause.
+    fn tell_after(&mut self, pause: Duration, message: HostMessage) {
         let mailbox = self.mailbox.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(SWEEP_PERIOD).await;
-            let _ = mailbox.cast(HostMessage::Sweep);
+        self.spawn_task(async move {
+            tokio::time::sleep(pause).await;
+            let _ = mailbox.cast(message);
         });
     }
 
@@ -702,7 +853,18 @@ impl Host {
         let applied = self.applied;
         self.activations.retain(|_, act| !(act.idle(applied) && now.since(act.last_used) > IDLE_MS_MAX));
         self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
+        let more = self.forget_old(now);
+        self.tell_after(if more { FORGET_PAUSE } else { SWEEP_PERIOD }, HostMessage::Sweep);
+    }
+
+    /// Forgets kept replies and sessions whose time is over; says whether there may be more of them.
+    fn forget_old(&mut self, now: Millis) -> bool {
+        if self.forgetting.is_some_and(|seq| seq >= self.applied) {
+            // The rows still show what that record takes away.
+            return true;
+        }
         let silent = self.spec.dedup().silent(now, FORGET_MAX);
+        let mut more = silent.len() == FORGET_MAX;
         if !silent.is_empty() {
             let size = silent.len() * 17;
             let seq = self.append(Record::SessionsForgotten(silent), size);
@@ -712,13 +874,14 @@ impl Host {
         if let Ok(found) = self.shared.rows.scan(self.group, &from, Some(&to), FORGET_MAX)
             && !found.is_empty()
         {
+            more |= found.len() == FORGET_MAX;
             let keys: Vec<_> = found.iter().filter_map(|(key, _)| rows::read_kept_until(key)).collect();
             let size = keys.len() * 40;
             let seq = self.append(Record::KeysForgotten(keys), size);
+            self.forgetting = Some(seq);
             self.owed.push_back(Owed::nothing(seq));
         }
-        self.hand_events_of(&[]);
-        self.plan_sweep();
+        more
     }
 }
 
@@ -737,12 +900,6 @@ fn due_of(change: &ReminderChange) -> Option<Millis> {
 
 fn postcard_args(message: &Message) -> Args {
     Args { format: Format::Postcard, bytes: message.args.clone() }
-}
-
-/// The id that nested calls of a turn without a caller derive theirs from.
-fn unattended(what: &str, a: u64, b: u64, name: &str) -> RequestId {
-    let bytes = [what.as_bytes(), &a.to_be_bytes(), &b.to_be_bytes(), name.as_bytes()].concat();
-    RequestId { session: SessionId(perennial_core::hash::wide_hash(&bytes)), seq: 0 }
 }
 
 fn too_large(what: &str, actor: &ActorId, bytes: usize, limit: usize) -> Fault {
