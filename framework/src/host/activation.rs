@@ -1,17 +1,26 @@
-//! Activations: an actor's presence in memory.
+//! Activations: an actor's presence in memory, made from its row and written back into records.
+//!
+//! Owns the form of a stored state: the fingerprint of its schema, then its encoding. A state of another
+//! schema is read by that schema, which the log holds once for each partition.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use perennial_core::id::RecordSeq;
+use perennial_core::id::{ActorId, RecordSeq};
+use perennial_core::partition::record::Record;
+use perennial_core::partition::rows;
 use perennial_core::time::Millis;
 
+use super::owed::Owed;
 use super::turns::Work;
+use super::{Host, events};
 use crate::actor::{Kind, State, caught};
+use crate::error::Fault;
 
 /// Bytes in front of a stored state: the fingerprint of its schema.
-pub(super) const FINGERPRINT_BYTES: usize = 8;
+const FINGERPRINT_BYTES: usize = 8;
 
 /// An actor in memory.
 ///
@@ -49,6 +58,100 @@ impl Activation {
 }
 
 /// The state of an actor that has no record.
-pub(super) fn fresh(kind: &dyn Kind) -> Result<Box<dyn State>, String> {
+fn fresh(kind: &dyn Kind) -> Result<Box<dyn State>, String> {
     caught("when made by default", || Ok(kind.fresh()))
+}
+
+impl Host {
+    /// The activation of an actor, made from its row if it is not in memory.
+    pub(super) fn activate(&mut self, actor: &ActorId, kind: &Arc<dyn Kind>) -> Result<(), Fault> {
+        let now = self.now();
+        if let Some(act) = self.activations.get_mut(actor) {
+            act.last_used = now;
+            return Ok(());
+        }
+        let stored = self
+            .shared
+            .rows
+            .get(self.group, &rows::state(actor))
+            .map_err(|error| self.storage_fault("state", actor, &error))?;
+        let (state, bytes) = match stored {
+            None => {
+                let state = fresh(&**kind).map_err(|why| self.storage_fault("state", actor, &why))?;
+                (state, Bytes::new())
+            }
+            Some(stored) => self.decode_state(actor, kind, stored)?,
+        };
+        let act = Activation {
+            kind: kind.clone(),
+            state: Some(state),
+            bytes,
+            settled_at: RecordSeq(0),
+            last_used: now,
+            waiting: VecDeque::new(),
+            reminders: HashMap::default(),
+            // How many there are is not known: the first ones published are a reason to look.
+            events: events::EVENTS_KEPT_MIN,
+        };
+        self.activations.insert(actor.clone(), act);
+        self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Decodes a stored state; one of an older schema is given back in today's form.
+    fn decode_state(
+        &self,
+        actor: &ActorId,
+        kind: &Arc<dyn Kind>,
+        stored: Vec<u8>,
+    ) -> Result<(Box<dyn State>, Bytes), Fault> {
+        let unreadable = |why: String| self.storage_fault("state", actor, &why);
+        let (fingerprint, bytes) = stored
+            .split_first_chunk::<FINGERPRINT_BYTES>()
+            .ok_or_else(|| unreadable("it is shorter than its fingerprint".into()))?;
+        let fingerprint = u64::from_be_bytes(*fingerprint);
+        if fingerprint == kind.fingerprint() {
+            let state = kind.decode(bytes).map_err(unreadable)?;
+            return Ok((state, Bytes::from(stored)));
+        }
+        let schema = self
+            .shared
+            .rows
+            .get(self.group, &rows::schema(fingerprint))
+            .map_err(|error| unreadable(error.to_string()))?
+            .ok_or_else(|| unreadable(format!("its schema {fingerprint:016x} is not in the log")))?;
+        let schema: crate::schema::Schema =
+            postcard::from_bytes(&schema).map_err(|error| unreadable(error.to_string()))?;
+        let state = kind.upgrade(bytes, &schema).map_err(unreadable)?;
+        let today = state.encode_into(kind.fingerprint().to_be_bytes().to_vec()).map_err(unreadable)?;
+        Ok((state, Bytes::from(today)))
+    }
+
+    /// The state after a turn, behind its fingerprint, and whether it differs from the last record's.
+    pub(super) fn encode_state(&self, actor: &ActorId) -> Result<(u64, Vec<u8>, bool), Fault> {
+        let lost = || self.storage_fault("state", actor, &"the turn gave none back");
+        let act = self.activations.get(actor).ok_or_else(lost)?;
+        let state = act.state.as_ref().ok_or_else(lost)?;
+        let fingerprint = act.kind.fingerprint();
+        let mut bytes = Vec::with_capacity(act.bytes.len().max(32));
+        bytes.extend_from_slice(&fingerprint.to_be_bytes());
+        let bytes = state.encode_into(bytes).map_err(|why| self.storage_fault("new state", actor, &why))?;
+        let changed = bytes[..] != act.bytes[..];
+        Ok((fingerprint, bytes, changed))
+    }
+
+    /// Puts the schema of a state in the log, unless it is there.
+    pub(super) fn append_schema(&mut self, actor: &ActorId, fingerprint: u64) {
+        let stored = self.shared.rows.get(self.group, &rows::schema(fingerprint));
+        if matches!(stored, Ok(Some(_))) {
+            return;
+        }
+        let Some(act) = self.activations.get(actor) else { return };
+        let (root, types) = act.kind.state_schema();
+        let schema = crate::schema::Schema { root, types };
+        let schema = Bytes::from(postcard::to_stdvec(&schema).expect("a schema always encodes"));
+        let size = schema.len();
+        let seq = self.append(Record::Schema { fingerprint, schema }, size);
+        self.owed.push_back(Owed::nothing(seq));
+    }
 }

@@ -13,6 +13,7 @@ mod lines;
 mod owed;
 mod reads;
 mod reminders;
+pub(crate) mod sweep;
 pub(crate) mod turns;
 mod unrecorded;
 

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,10 +21,11 @@ use perennial_core::time::Millis;
 use ractor::ActorRef;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::activation::{Activation, FINGERPRINT_BYTES, fresh};
+use super::activation::Activation;
 use super::lines::{InLine, OutLine};
 use super::owed::{Owed, Pack, proposal};
 use super::reads::Reads;
+use super::sweep::SWEEP_PERIOD;
 use super::unrecorded::Unrecorded;
 use super::{
     Ended, HostCall, HostCounters, HostMessage, HostShared, MAILBOX_CALLS_MAX, Opening, ReplyTo,
@@ -40,8 +41,6 @@ pub const KEYED_REPLY_KEEP_MS: u64 = 24 * 60 * 60 * 1000;
 /// How long the reply to a nested call is kept; far longer than a session's call that would repeat it can
 /// last. Under an idempotency key, a message or a reminder it is kept for [`KEYED_REPLY_KEEP_MS`].
 pub const NESTED_REPLY_KEEP_MS: u64 = 2 * 60 * 1000;
-/// An actor idle for this long leaves memory, in milliseconds.
-pub const IDLE_MS_MAX: u64 = 10 * 60 * 1000;
 /// How long a turn without a caller (a message, a reminder) may take.
 pub const UNATTENDED_TURN_MAX: Duration = Duration::from_secs(30);
 /// How long a message or reminder is tried again whose turn met a passing fault, such as an actor
@@ -54,12 +53,6 @@ const UNATTENDED_RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Messages to one partition that it has not taken yet; a call or a reminder that would add to them is
 /// refused.
 pub const OUTBOX_MESSAGES_MAX: u64 = 64 * 1024;
-/// How often a host does its housekeeping.
-const SWEEP_PERIOD: Duration = Duration::from_secs(10);
-/// Kept replies or sessions forgotten with one record.
-const FORGET_MAX: usize = 1000;
-/// Pause before the next such record while there are more.
-const FORGET_PAUSE: Duration = Duration::from_millis(50);
 
 /// What asks for a turn.
 pub(crate) enum Work {
@@ -121,7 +114,7 @@ pub(crate) struct Host {
     pub(super) epoch: Term,
     pub(super) shared: HostShared,
     pub(super) mailbox: ActorRef<HostMessage>,
-    resident: Arc<AtomicU64>,
+    pub(super) resident: Arc<AtomicU64>,
     /// The partition's meta state, ahead of the log.
     pub(super) spec: Partition,
     /// Records of this epoch below this one are applied.
@@ -144,7 +137,7 @@ pub(crate) struct Host {
     pub(super) reminders_task: Option<AbortOnDropHandle<()>>,
     pub(super) followers: Vec<events::Follower>,
     /// The record that last forgot kept replies.
-    forgetting: Option<RecordSeq>,
+    pub(super) forgetting: Option<RecordSeq>,
     /// Schemas known to be in the log, by fingerprint.
     schemas: HashSet<u64, FixedState>,
     /// Async turns and pauses. They end with the host: a turn that can no longer commit must neither
@@ -297,70 +290,6 @@ impl Host {
                 known: kind.methods().iter().map(crate::actor::Method::signature).collect(),
             }),
         }
-    }
-
-    /// The activation of an actor, made from its row if it is not in memory.
-    fn activate(&mut self, actor: &ActorId, kind: &Arc<dyn Kind>) -> Result<(), Fault> {
-        let now = self.now();
-        if let Some(act) = self.activations.get_mut(actor) {
-            act.last_used = now;
-            return Ok(());
-        }
-        let stored = self
-            .shared
-            .rows
-            .get(self.group, &rows::state(actor))
-            .map_err(|error| self.storage_fault("state", actor, &error))?;
-        let (state, bytes) = match stored {
-            None => {
-                let state = fresh(&**kind).map_err(|why| self.storage_fault("state", actor, &why))?;
-                (state, Bytes::new())
-            }
-            Some(stored) => self.decode_state(actor, kind, stored)?,
-        };
-        let act = Activation {
-            kind: kind.clone(),
-            state: Some(state),
-            bytes,
-            settled_at: RecordSeq(0),
-            last_used: now,
-            waiting: std::collections::VecDeque::new(),
-            reminders: HashMap::default(),
-            // How many there are is not known: the first ones published are a reason to look.
-            events: events::EVENTS_KEPT_MIN,
-        };
-        self.activations.insert(actor.clone(), act);
-        self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Decodes a stored state; one of an older schema is given back in today's form.
-    fn decode_state(
-        &self,
-        actor: &ActorId,
-        kind: &Arc<dyn Kind>,
-        stored: Vec<u8>,
-    ) -> Result<(Box<dyn crate::actor::State>, Bytes), Fault> {
-        let unreadable = |why: String| self.storage_fault("state", actor, &why);
-        let (fingerprint, bytes) = stored
-            .split_first_chunk::<FINGERPRINT_BYTES>()
-            .ok_or_else(|| unreadable("it is shorter than its fingerprint".into()))?;
-        let fingerprint = u64::from_be_bytes(*fingerprint);
-        if fingerprint == kind.fingerprint() {
-            let state = kind.decode(bytes).map_err(unreadable)?;
-            return Ok((state, Bytes::from(stored)));
-        }
-        let schema = self
-            .shared
-            .rows
-            .get(self.group, &rows::schema(fingerprint))
-            .map_err(|error| unreadable(error.to_string()))?
-            .ok_or_else(|| unreadable(format!("its schema {fingerprint:016x} is not in the log")))?;
-        let schema: crate::schema::Schema =
-            postcard::from_bytes(&schema).map_err(|error| unreadable(error.to_string()))?;
-        let state = kind.upgrade(bytes, &schema).map_err(unreadable)?;
-        let today = state.encode_into(kind.fingerprint().to_be_bytes().to_vec()).map_err(unreadable)?;
-        Ok((state, Bytes::from(today)))
     }
 
     fn env(
@@ -622,19 +551,6 @@ impl Host {
         })
     }
 
-    /// The state after a turn, behind its fingerprint, and whether it differs from the last record's.
-    fn encode_state(&self, actor: &ActorId) -> Result<(u64, Vec<u8>, bool), Fault> {
-        let lost = || self.storage_fault("state", actor, &"the turn gave none back");
-        let act = self.activations.get(actor).ok_or_else(lost)?;
-        let state = act.state.as_ref().ok_or_else(lost)?;
-        let fingerprint = act.kind.fingerprint();
-        let mut bytes = Vec::with_capacity(act.bytes.len().max(32));
-        bytes.extend_from_slice(&fingerprint.to_be_bytes());
-        let bytes = state.encode_into(bytes).map_err(|why| self.storage_fault("new state", actor, &why))?;
-        let changed = bytes[..] != act.bytes[..];
-        Ok((fingerprint, bytes, changed))
-    }
-
     /// The turn failed: its state is decoded anew. A message or reminder that its handler refuses is used
     /// up all the same; one that met a passing fault is tried again, for a bounded time.
     fn undo(&mut self, actor: ActorId, mut work: Work, answer: Answer) {
@@ -770,20 +686,6 @@ impl Host {
         }
     }
 
-    fn append_schema(&mut self, actor: &ActorId, fingerprint: u64) {
-        let stored = self.shared.rows.get(self.group, &rows::schema(fingerprint));
-        if matches!(stored, Ok(Some(_))) {
-            return;
-        }
-        let Some(act) = self.activations.get(actor) else { return };
-        let (root, types) = act.kind.state_schema();
-        let schema = crate::schema::Schema { root, types };
-        let schema = Bytes::from(postcard::to_stdvec(&schema).expect("a schema always encodes"));
-        let size = schema.len();
-        let seq = self.append(Record::Schema { fingerprint, schema }, size);
-        self.owed.push_back(Owed::nothing(seq));
-    }
-
     /// Appends a record to the pack and the state ahead of the log; gives its number.
     pub(super) fn append(&mut self, record: Record, bytes: usize) -> RecordSeq {
         let seq = self.spec.next_record();
@@ -839,49 +741,12 @@ impl Host {
     }
 
     /// Tells the host something after a pause.
-    fn tell_after(&mut self, pause: Duration, message: HostMessage) {
+    pub(super) fn tell_after(&mut self, pause: Duration, message: HostMessage) {
         let mailbox = self.mailbox.clone();
         self.spawn_task(async move {
             tokio::time::sleep(pause).await;
             let _ = mailbox.cast(message);
         });
-    }
-
-    /// Lets idle actors leave memory and forgets replies whose time is over.
-    fn sweep(&mut self) {
-        let now = self.now();
-        let applied = self.applied;
-        self.activations.retain(|_, act| !(act.idle(applied) && now.since(act.last_used) > IDLE_MS_MAX));
-        self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
-        let more = self.forget_old(now);
-        self.tell_after(if more { FORGET_PAUSE } else { SWEEP_PERIOD }, HostMessage::Sweep);
-    }
-
-    /// Forgets kept replies and sessions whose time is over; says whether there may be more of them.
-    fn forget_old(&mut self, now: Millis) -> bool {
-        if self.forgetting.is_some_and(|seq| seq >= self.applied) {
-            // The rows still show what that record takes away.
-            return true;
-        }
-        let silent = self.spec.dedup().silent(now, FORGET_MAX);
-        let mut more = silent.len() == FORGET_MAX;
-        if !silent.is_empty() {
-            let size = silent.len() * 17;
-            let seq = self.append(Record::SessionsForgotten(silent), size);
-            self.owed.push_back(Owed::nothing(seq));
-        }
-        let (from, to) = rows::kept_before(now);
-        if let Ok(found) = self.shared.rows.scan(self.group, &from, Some(&to), FORGET_MAX)
-            && !found.is_empty()
-        {
-            more |= found.len() == FORGET_MAX;
-            let keys: Vec<_> = found.iter().filter_map(|(key, _)| rows::read_kept_until(key)).collect();
-            let size = keys.len() * 40;
-            let seq = self.append(Record::KeysForgotten(keys), size);
-            self.forgetting = Some(seq);
-            self.owed.push_back(Owed::nothing(seq));
-        }
-        more
     }
 }
 
