@@ -21,7 +21,7 @@ struct Args {
     /// No new round of faults is begun after this time; each fault is begun once at least.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// For the order of the faults, their victims and their lengths.
+    /// For the order of the faults, their lengths and, among the nodes that lead, their victims.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Nodes.

@@ -42,6 +42,8 @@ const LOOK_PERIOD: Duration = Duration::from_millis(100);
 const LINKS: usize = 4;
 /// How long a fault is held, in milliseconds: above the time in which leaders are replaced.
 const HOLD_MS: std::ops::Range<u64> = 2500..5000;
+/// How long the only possible victim of a fault may take to lead a partition again.
+const LEADS_MAX: Duration = Duration::from_secs(10);
 /// Quiet time between faults, in milliseconds.
 const QUIET_MS: std::ops::Range<u64> = 300..1200;
 /// Packets of a hundred that are lost.
@@ -116,7 +118,7 @@ pub struct Options {
     pub clients_per_key: usize,
     /// No new fault is begun after this time; each of them is begun once at least.
     pub length: Duration,
-    /// For the order of the faults, their victims and their lengths.
+    /// For the order of the faults, their lengths and, among the nodes that lead, their victims.
     pub seed: u64,
     /// The faults to choose from.
     pub faults: Vec<Fault>,
@@ -379,10 +381,7 @@ impl Run {
     /// Begins a fault; gives its name.
     async fn begin(&mut self, fault: Fault) -> Result<String, NemesisError> {
         let count = self.options.nodes;
-        let victim = match fault {
-            Fault::FullDisk => self.nodes.on_small_disk(),
-            _ => self.random.random_range(0..count),
-        };
+        let victim = self.victim(fault).await;
         let others: Vec<_> = (0..count).filter(|other| *other != victim).collect();
         let n = victim + 1;
         Ok(match fault {
@@ -447,6 +446,26 @@ impl Run {
             }
             Fault::Mixed => unreachable!("a mix is made of others"),
         })
+    }
+
+    /// Somebody who leads, if possible: nobody misses a follower.
+    async fn victim(&mut self, fault: Fault) -> usize {
+        let until = Instant::now() + LEADS_MAX;
+        loop {
+            let leaders = match self.status_client.status().await {
+                Ok(status) => self.nodes.leaders(&status),
+                Err(_) => Vec::new(),
+            };
+            let given = (fault == Fault::FullDisk).then(|| self.nodes.on_small_disk());
+            match given {
+                Some(victim) if leaders.contains(&victim) || Instant::now() >= until => return victim,
+                Some(_) => tokio::time::sleep(LOOK_PERIOD).await,
+                None => {
+                    let any = self.random.random_range(0..self.options.nodes);
+                    return leaders.choose(&mut self.random).copied().unwrap_or(any);
+                }
+            }
+        }
     }
 
     async fn rest(&mut self, millis: std::ops::Range<u64>) {

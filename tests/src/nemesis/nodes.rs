@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use perennial::client::ClientConfig;
 use perennial::core::id::NodeId;
 use perennial::node::TlsFiles;
+use perennial::status::ClusterStatus;
 use perennial_runtime::certs::throwaway;
 use tokio::process::{Child, ChildStdin, Command};
 
@@ -75,6 +76,12 @@ impl Nodes {
     /// The node whose disk can be made full.
     pub(super) fn on_small_disk(&self) -> usize {
         self.nodes.len() - 1
+    }
+
+    /// The nodes that lead a partition.
+    pub(super) fn leaders(&self, status: &ClusterStatus) -> Vec<usize> {
+        let leads = |node: &Node| status.partitions.iter().any(|p| p.leader.as_ref() == Some(&node.id));
+        (0..self.nodes.len()).filter(|at| leads(&self.nodes[*at])).collect()
     }
 
     /// Leaves no room on the small file system.
