@@ -31,12 +31,12 @@ struct Args {
     #[arg(long, default_value_t = 3)]
     replication: u8,
     /// Partitions.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 32)]
     partitions: u32,
     /// Counters.
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..))]
     keys: u16,
-    /// Clients of each counter.
+    /// Clients of each counter: in turn one over links, one that mostly reads, one over HTTP.
     #[arg(long, default_value_t = 3)]
     clients: usize,
     /// Only these faults.

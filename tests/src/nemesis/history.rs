@@ -34,7 +34,7 @@ pub enum Outcome {
 pub struct Op {
     /// Which counter.
     pub key: usize,
-    /// Who called, such as `3 over links`.
+    /// Who called, such as `2 (Http)`.
     pub client: String,
     /// What was asked for.
     pub action: Action,

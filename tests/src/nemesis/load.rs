@@ -26,14 +26,34 @@ const CALL_MAX_SHORT: Duration = Duration::from_millis(400);
 const SHORT_SHARE: f64 = 0.25;
 /// Share of reads.
 const READ_SHARE: f64 = 0.4;
-/// Longest time that one gateway is waited for.
-const HTTP_ATTEMPT_MAX: Duration = Duration::from_millis(1500);
+/// Share of reads of the readers.
+const READ_SHARE_READERS: f64 = 0.95;
+/// How long one gateway is waited for, in milliseconds: short enough to find a new leader while the one
+/// it replaced does not know yet.
+const HTTP_ATTEMPT_MS: std::ops::Range<u64> = 80..700;
 /// Pause of a client after each call, in milliseconds; the load is to leave time to others.
 const PAUSE_MS: std::ops::Range<u64> = 40..160;
 /// Pause before a call is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// Every so many clients, one goes over HTTP.
-const HTTP_EVERY: usize = 3;
+
+/// What a client is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Over links, reads and writes.
+    Links,
+    /// Over links, mostly reads and always impatient: never held up by a write that gets no answer, it
+    /// is there to ask a leader that was replaced and does not know.
+    Reader,
+    /// Over HTTP, reads and writes.
+    Http,
+}
+
+/// Every so many counters, those over links only read: no write that waits for its commit at a leader
+/// that was replaced keeps that leader from answering reads.
+const READ_ONLY_EVERY: usize = 2;
+
+/// The roles of the clients of a counter, in turn.
+const ROLES: [Role; 3] = [Role::Links, Role::Reader, Role::Http];
 
 /// What all clients of a run share.
 pub(super) struct Load {
@@ -92,17 +112,24 @@ impl Load {
     pub(super) async fn drive(&self, seed: u64, key: usize, number: usize) -> Seen {
         let mut random = StdRng::seed_from_u64(seed ^ ((key as u64) << 32 | number as u64));
         let mut seen = Seen::default();
-        let over_http = number % HTTP_EVERY == HTTP_EVERY - 1;
-        let client = format!("{number} over {}", if over_http { "http" } else { "links" });
+        let role = ROLES[number % ROLES.len()];
+        let client = format!("{number} ({role:?})");
+        let read_only = key % READ_ONLY_EVERY == READ_ONLY_EVERY - 1 && role != Role::Http;
+        let (reads, short) = match role {
+            _ if read_only => (1.0, 1.0),
+            Role::Reader => (READ_SHARE_READERS, 1.0),
+            Role::Links | Role::Http => (READ_SHARE, SHORT_SHARE),
+        };
         let mut at = (key + number) % self.nodes;
         let mut count = 0_u64;
         while !self.stop.is_cancelled() {
-            let action = if random.random_bool(READ_SHARE) { Action::Read } else { Action::Increment };
-            let within = if random.random_bool(SHORT_SHARE) { CALL_MAX_SHORT } else { CALL_MAX };
-            if over_http {
+            let action = if random.random_bool(reads) { Action::Read } else { Action::Increment };
+            let within = if random.random_bool(short) { CALL_MAX_SHORT } else { CALL_MAX };
+            if role == Role::Http {
                 count += 1;
                 let name = format!("{key}-{number}-{count}");
-                self.over_http(&mut seen, &client, key, action, within, (&name, &mut at)).await;
+                let attempt = Duration::from_millis(random.random_range(HTTP_ATTEMPT_MS));
+                self.over_http(&mut seen, &client, key, action, (within, attempt), (&name, &mut at)).await;
             } else {
                 self.over_links(&mut seen, &client, key, action, within, number).await;
             }
@@ -125,7 +152,7 @@ impl Load {
                 return (false, seen);
             }
             let outcome =
-                self.over_links(&mut seen, "that insists", key, action, left.min(CALL_MAX), key).await;
+                self.over_links(&mut seen, "after a heal", key, action, left.min(CALL_MAX), key).await;
             if matches!(outcome, Outcome::Value(_)) {
                 return (true, seen);
             }
@@ -165,7 +192,7 @@ impl Load {
         client: &str,
         key: usize,
         action: Action,
-        within: Duration,
+        (within, attempt): (Duration, Duration),
         (name, at): (&str, &mut usize),
     ) {
         let began = self.begin();
@@ -176,7 +203,7 @@ impl Load {
             if left.is_zero() {
                 break if maybe_applied { Outcome::Unknown } else { Outcome::NotApplied };
             }
-            match self.attempt(seen, *at, key, action, left.min(HTTP_ATTEMPT_MAX), name).await {
+            match self.attempt(seen, *at, key, action, left.min(attempt), name).await {
                 Attempt::Value(value) => break Outcome::Value(value),
                 Attempt::Failed { maybe } => maybe_applied |= maybe,
             }

@@ -40,8 +40,8 @@ const CONVERGED_MAX: Duration = Duration::from_secs(60);
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
 /// Native clients, each with links and sessions of its own.
 const LINKS: usize = 4;
-/// How long a fault is held, in milliseconds: above the time in which leaders are replaced.
-const HOLD_MS: std::ops::Range<u64> = 2500..5000;
+/// How long a fault is held, in milliseconds: around and above the time in which leaders are replaced.
+const HOLD_MS: std::ops::Range<u64> = 1500..5000;
 /// How long the only possible victim of a fault may take to lead a partition again.
 const LEADS_MAX: Duration = Duration::from_secs(10);
 /// Quiet time between faults, in milliseconds.
@@ -114,7 +114,7 @@ pub struct Options {
     pub replication: u8,
     /// Counters.
     pub keys: usize,
-    /// Clients of each counter; every third goes over HTTP.
+    /// Clients of each counter: in turn one over links, one that mostly reads, one over HTTP.
     pub clients_per_key: usize,
     /// No new fault is begun after this time; each of them is begun once at least.
     pub length: Duration,
@@ -137,7 +137,7 @@ impl Options {
         Self {
             exe: exe.into(),
             nodes: 3,
-            partitions: 8,
+            partitions: 32,
             replication: 3,
             keys: 12,
             clients_per_key: 3,
