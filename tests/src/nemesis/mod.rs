@@ -32,6 +32,8 @@ use self::net::Net;
 use self::nodes::Nodes;
 pub use self::report::{Report, Round};
 
+/// Beginning of the names of all runs' namespaces and folders; the process's id comes next.
+const PREFIX: &str = "perennial-nem-";
 /// How long nodes may take until they are ready, at first and after each fault.
 const READY_MAX: Duration = Duration::from_secs(60);
 /// How long followers may take to have everything once the load is over.
@@ -189,7 +191,7 @@ pub enum Fault {
 /// When there are fewer than two nodes, no counters or no faults to choose from.
 pub fn run(options: &Options) -> Result<Report, NemesisError> {
     assert!(options.nodes > 1 && options.keys > 0 && !options.faults.is_empty(), "a run has something to do");
-    let folder = tempfile::Builder::new().prefix("nemesis-").tempdir();
+    let folder = tempfile::Builder::new().prefix(&prefix()).tempdir();
     let mut folder = folder.map_err(NemesisError::io("make a temporary folder"))?;
     let net = Arc::new(Net::new(options.nodes)?);
     let entrance = net.entrance()?;
@@ -230,6 +232,17 @@ pub fn run(options: &Options) -> Result<Report, NemesisError> {
             Err(error)
         }
     }
+}
+
+/// Beginning of the names of this run.
+fn prefix() -> String {
+    format!("{PREFIX}{}-", std::process::id())
+}
+
+/// Whether a name is of a run whose process is gone.
+fn is_left(name: &str) -> bool {
+    let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+    owner.is_some_and(|owner| !Path::new("/proc").join(owner.to_string()).exists())
 }
 
 async fn interrupt() -> NemesisError {

@@ -5,17 +5,15 @@
 //! Nothing is changed in the namespace that this process started in.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use nix::sched::{CloneFlags, setns};
 
-use super::NemesisError;
+use super::{NemesisError, PREFIX, is_left};
 
 /// Where `ip netns` keeps its names.
 const NAMES: &str = "/run/netns";
-/// Beginning of the names of all runs.
-const PREFIX: &str = "perennial-nem-";
 /// Interface of each namespace that is on the bridge.
 const PORT: &str = "eth0";
 /// Port of the bridge that leads to the clients.
@@ -34,7 +32,7 @@ impl Net {
     /// [`NemesisError::Unavailable`] where that is not possible; nothing is left then.
     pub(super) fn new(nodes: usize) -> Result<Self, NemesisError> {
         remove_leftovers();
-        let net = Self { prefix: format!("{PREFIX}{}-", std::process::id()), nodes };
+        let net = Self { prefix: super::prefix(), nodes };
         net.make().map_err(|why| NemesisError::Unavailable { why })?;
         Ok(net)
     }
@@ -190,10 +188,8 @@ fn remove(prefix: &str) {
 /// Removes namespaces of runs that were killed: their process is gone, and nobody is inside.
 fn remove_leftovers() {
     for name in names(PREFIX) {
-        let owner = name[PREFIX.len()..].split('-').next().unwrap_or_default();
-        let gone = owner.parse::<u32>().is_ok() && !PathBuf::from(format!("/proc/{owner}")).exists();
         let inside = output("ip", &["netns", "pids", &name]);
-        if gone && inside.is_ok_and(|inside| inside.stdout.is_empty()) {
+        if is_left(&name) && inside.is_ok_and(|inside| inside.stdout.is_empty()) {
             let _ = run("ip", &["netns", "del", &name]);
         }
     }

@@ -21,7 +21,7 @@ use perennial_runtime::certs::throwaway;
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::net::{Net, address};
-use super::{NemesisError, Options};
+use super::{NemesisError, Options, is_left};
 
 /// Port for nodes and clients.
 const NODE_PORT: u16 = 7001;
@@ -299,6 +299,7 @@ struct Disk(PathBuf);
 
 impl Disk {
     fn new(path: PathBuf) -> Result<Self, NemesisError> {
+        Self::remove_leftovers();
         let options = format!("size={DISK_MIB}m");
         mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).map_err(
             |error| NemesisError::Unavailable {
@@ -306,6 +307,18 @@ impl Disk {
             },
         )?;
         Ok(Self(path))
+    }
+
+    /// Unmounts those of runs that were killed.
+    fn remove_leftovers() {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        for mount in mounts.lines() {
+            if let [_, path, "tmpfs", ..] = mount.split(' ').collect::<Vec<_>>()[..]
+                && path.split('/').any(is_left)
+            {
+                let _ = umount2(path, MntFlags::MNT_DETACH);
+            }
+        }
     }
 
     /// Shrinks it to what is used.
