@@ -124,6 +124,8 @@ pub struct Options {
     pub seed: u64,
     /// The faults to choose from.
     pub faults: Vec<Fault>,
+    /// How long each fault is held; `None`: random lengths, around the time in which leaders are replaced.
+    pub hold: Option<Duration>,
     /// Within this time after a heal, every counter must be writable.
     pub serves_within: Duration,
     /// Log filter of the nodes.
@@ -146,6 +148,7 @@ impl Options {
             length: Duration::from_secs(60),
             seed: 1,
             faults: Fault::value_variants().to_vec(),
+            hold: None,
             serves_within: Duration::from_secs(10),
             log: "info".into(),
             keep: false,
@@ -220,7 +223,7 @@ pub fn run(options: &Options) -> Result<Report, NemesisError> {
     runtime.shutdown_timeout(LEFTOVERS_MAX);
     match done {
         Ok(mut report) => {
-            if options.keep || !report.kept_all() {
+            if options.keep || !report.kept_all() || !report.unexpected.is_empty() {
                 folder.disable_cleanup(true);
                 write_history(folder.path(), &report.ops)?;
                 report.kept = Some(folder.path().to_owned());
@@ -340,7 +343,7 @@ impl Run {
             Fault::Mixed => self.mixed().await?,
             fault => {
                 let name = self.begin(fault).await?;
-                self.rest(HOLD_MS).await;
+                self.hold().await;
                 (name, fault == Fault::FullDisk)
             }
         };
@@ -386,7 +389,7 @@ impl Run {
         let mut names = Vec::new();
         for fault in &pair {
             names.push(self.begin(*fault).await?);
-            self.rest(HOLD_MS).await;
+            self.hold().await;
         }
         Ok((names.join(" + "), pair.contains(&Fault::FullDisk)))
     }
@@ -481,6 +484,13 @@ impl Run {
         }
     }
 
+    async fn hold(&mut self) {
+        match self.options.hold {
+            Some(time) => tokio::time::sleep(time).await,
+            None => self.rest(HOLD_MS).await,
+        }
+    }
+
     async fn rest(&mut self, millis: std::ops::Range<u64>) {
         let time = Duration::from_millis(self.random.random_range(millis));
         tokio::time::sleep(time).await;
@@ -505,7 +515,6 @@ impl Run {
         for (_, why) in self.nodes.ended()? {
             self.problems.push(why);
         }
-        self.problems.extend(self.seen.unexpected.drain(..).map(|fault| format!("unexpected fault {fault}")));
         let ops = std::mem::take(&mut self.seen.ops);
         let ledger = |key| Ledger::of(ops.iter().filter(|op| op.key == key));
         Ok(Report {
@@ -516,6 +525,7 @@ impl Run {
             ops,
             faults: std::mem::take(&mut self.seen.faults),
             problems: std::mem::take(&mut self.problems),
+            unexpected: std::mem::take(&mut self.seen.unexpected),
             kept: None,
         })
     }

@@ -47,6 +47,9 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// Everything else that must not be, such as a cluster that did not come back.
     pub problems: Vec<String>,
+    /// Faults told to callers that no failure of a node or of the network explains. Nothing is lost by
+    /// them, but a caller was told not to try again.
+    pub unexpected: Vec<String>,
     /// Folder with the nodes' logs, if it was kept.
     pub kept: Option<PathBuf>,
 }
@@ -61,7 +64,7 @@ struct Figures {
 }
 
 impl Report {
-    /// Whether every promise was kept.
+    /// Whether every answer was right and the cluster always came back.
     #[must_use]
     pub fn kept_all(&self) -> bool {
         self.violations.is_empty() && self.problems.is_empty()
@@ -161,12 +164,20 @@ impl fmt::Display for Report {
             "faults told to callers: {}",
             if faults.is_empty() { "none".into() } else { faults.join(", ") }
         )?;
-        writeln!(f, "violations: {}; problems: {}", self.violations.len(), self.problems.len())?;
+        let (violations, problems) = (self.violations.len(), self.problems.len());
+        writeln!(
+            f,
+            "violations: {violations}; problems: {problems}; unexpected faults: {}",
+            self.unexpected.len()
+        )?;
         for violation in self.violations.iter().take(TOLD_MAX) {
             writeln!(f, "VIOLATION: {violation}")?;
         }
         for problem in &self.problems {
             writeln!(f, "PROBLEM: {problem}")?;
+        }
+        for fault in self.unexpected.iter().take(TOLD_MAX) {
+            writeln!(f, "UNEXPECTED FAULT: {fault}")?;
         }
         if let Some(kept) = &self.kept {
             writeln!(f, "logs and history are kept in {}", kept.display())?;
