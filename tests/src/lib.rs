@@ -3,6 +3,8 @@
 //! Owns folders, throw-away certificates and ports of the nodes, and starts and stops them. Never looks
 //! inside a node: what is tested is what users see. In: an application; out: nodes and clients on loopback.
 
+pub mod nemesis;
+
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
