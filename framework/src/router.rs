@@ -29,6 +29,9 @@ pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// First and longest pause before a call is tried again, unless something changes earlier.
 const RETRY_MIN: Duration = Duration::from_millis(2);
 const RETRY_MAX: Duration = Duration::from_millis(100);
+/// A member that has not answered for this long may be silent: the others are asked who leads by now. The
+/// call is repeated under its own id, so one that only takes long is joined and not run twice.
+const SILENCE_MAX: Duration = Duration::from_millis(500);
 /// Events on their way to one follower.
 pub const FOLLOWER_EVENTS_MAX: usize = 1024;
 /// How long a member must be out of reach before it counts as lost. Calls to a partition that has lost
@@ -82,6 +85,10 @@ enum Attempt {
     },
     /// It may have run.
     Lost,
+    /// It may have run, or run yet: the member is silent.
+    Silent {
+        by: MemberId,
+    },
     /// Nobody (else) to ask.
     Nobody,
 }
@@ -267,8 +274,10 @@ impl Router {
                     true => self.other_replica(&call.target, declined),
                 };
                 let Some(member) = member else { return Attempt::Nobody };
-                let response = self.ask_member(member, &Question::Call(wire()), left).await;
+                let within = left.min(SILENCE_MAX);
+                let response = self.ask_member(member, &Question::Call(wire()), within).await;
                 match response {
+                    Err(LinkError::TimedOut) if within < left => Attempt::Silent { by: member },
                     Ok(Response::Ended(answered)) => Attempt::Ended(answered),
                     Ok(Response::NotLeader(hint)) => self.redirected(&call.target, member, hint),
                     Ok(Response::Refused(fault @ Fault::Unavailable { .. })) => {
@@ -413,6 +422,12 @@ impl Router {
                     }
                 }
                 Attempt::Lost => lost = true,
+                Attempt::Silent { by } => {
+                    lost = true;
+                    heard.declined(by, None);
+                    retries += 1;
+                    continue;
+                }
                 attempt @ (Attempt::Unreached | Attempt::Declined { .. } | Attempt::Nobody) => {
                     // Once everybody was asked, the next round begins anew.
                     let over = matches!(attempt, Attempt::Nobody);

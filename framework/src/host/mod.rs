@@ -289,10 +289,10 @@ impl Hosts {
 
     /// Ends all hosts.
     pub(crate) fn close_all(&self) {
-        for host in &self.by_partition {
-            host.stop();
-        }
+        // Not entered any more first: so nobody takes their end for a failure.
+        let hosts: Vec<_> = self.by_partition.iter().map(|host| host.clone()).collect();
         self.by_partition.clear();
+        hosts.iter().for_each(HostHandle::stop);
     }
 
     /// How many there are.

@@ -137,12 +137,13 @@ impl Replica {
             for helper in [row_helper, install_helper, send_helper] {
                 let _ = helper.join();
             }
-            rows.close();
             match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(fault)) => sink.failed(fault),
                 Err(panic) => sink.failed(ReplicaFault::Panicked(panic_text(&*panic))),
             }
+            // After those who read them have been told to end.
+            rows.close();
         });
         let thread = Mutex::new(Some(thread.map_err(ReplicaFault::Folder)?));
         Ok(ReplicaHandle { shared: Arc::new(Shared { inputs, rows, metrics, thread }) })
