@@ -30,8 +30,9 @@ pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 const RETRY_MIN: Duration = Duration::from_millis(2);
 const RETRY_MAX: Duration = Duration::from_millis(100);
 /// A member that has not answered for this long may be silent: the others are asked who leads by now. The
-/// call is repeated under its own id, so one that only takes long is joined and not run twice.
-const SILENCE_MAX: Duration = Duration::from_millis(500);
+/// call is repeated under its own id, so one that only takes long is joined and not run twice. Twice as
+/// long each time, so that a cluster that is merely slow is not asked ever more.
+const SILENCE_MIN: Duration = Duration::from_millis(500);
 /// Events on their way to one follower.
 pub const FOLLOWER_EVENTS_MAX: usize = 1024;
 /// How long a member must be out of reach before it counts as lost. Calls to a partition that has lost
@@ -241,6 +242,7 @@ impl Router {
         call: &Outbound,
         request: perennial_core::id::RequestId,
         declined: &[MemberId],
+        patience: Duration,
     ) -> Attempt {
         let left = call.deadline.saturating_duration_since(tokio::time::Instant::now().into_std());
         let session = self.session(&call.target);
@@ -274,7 +276,7 @@ impl Router {
                     true => self.other_replica(&call.target, declined),
                 };
                 let Some(member) = member else { return Attempt::Nobody };
-                let within = left.min(SILENCE_MAX);
+                let within = left.min(patience);
                 let response = self.ask_member(member, &Question::Call(wire()), within).await;
                 match response {
                     Err(LinkError::TimedOut) if within < left => Attempt::Silent { by: member },
@@ -393,9 +395,10 @@ impl Router {
         let mut call = call;
         call.deadline = call.deadline.min(tokio::time::Instant::now().into_std() + CALL_TIMEOUT_MAX);
         let (mut retries, mut pause, mut lost, mut heard) = (0, RETRY_MIN, false, Heard::default());
+        let mut patience = SILENCE_MIN;
         loop {
             let changed = self.changed.notified();
-            match self.attempt(&call, request, &heard.declined).await {
+            match self.attempt(&call, request, &heard.declined, patience).await {
                 Attempt::Ended(mut answered) => match &answered.answer {
                     Answer::Fault(Fault::OutcomeUnknown { .. }) => lost = true,
                     // It did not run this time, which says nothing about the attempt that was lost.
@@ -425,6 +428,7 @@ impl Router {
                 Attempt::Silent { by } => {
                     lost = true;
                     heard.declined(by, None);
+                    patience *= 2;
                     retries += 1;
                     continue;
                 }
