@@ -12,6 +12,7 @@ const GOODS = [
   { sku: "pot", name: "Clay pot", cents: 350 },
 ];
 const SHELF_EVERY_MS = 5000;
+const READ_AGAIN_MS = 1000;
 const ORDERS_SHOWN = 5;
 const nameOf = (sku) => GOODS.find((good) => good.sku === sku)?.name ?? sku;
 const money = (cents) => (cents / 100).toLocaleString(undefined, { style: "currency", currency: "EUR" });
@@ -26,6 +27,9 @@ let lines = {};             // by the cart's last answer
 const wanted = new Map();   // sku -> pieces asked for and not acknowledged yet
 const prices = new Map(GOODS.map((good) => [good.sku, good.cents]));
 let queue = Promise.resolve(); // one change at a time, in the order of the clicks
+let stale = false;          // the cart changed while a change of ours was under way
+let asked = 0;              // reads of the cart so far, and the newest of them that is shown
+let shown = 0;
 
 // --- the shelf -----------------------------------------------------------------------------------
 
@@ -84,29 +88,38 @@ function open(name) {
   $("orders-box").hidden = true;
   say("");
   draw();
-  stream = cluster.follow("Cart", name, { onOpen: () => wanted.size || readCart(), onEvent: happened });
+  stream = cluster.follow("Cart", name, { onOpen: refresh, onEvent: happened });
 }
 
 function happened(event) {
   if (event.Ordered) showOrder(event.Ordered.order, event.Ordered.cents);
-  // While a change of ours is under way its end reads the cart: drawn earlier it would count twice.
-  if (wanted.size === 0) readCart();
+  refresh();
   shelfSoon();
+}
+
+/** Reads the cart, or has it read at the end of our changes under way: drawn earlier they would count twice. */
+function refresh() {
+  stale = wanted.size > 0;
+  if (!stale) readCart();
 }
 
 /** Reads the cart's lines and draws them; `first` runs right before that. */
 async function readCart(first = () => {}) {
   const mine = customer;
+  const number = ++asked;
   try {
     const { value } = await cluster.read("Cart", mine, "lines");
     if (mine !== customer) return;
-    lines = value;
     first();
+    if (number < shown) return draw(); // a later read was faster
+    shown = number;
+    lines = value;
     for (const [sku, line] of Object.entries(lines)) prices.set(sku, line.cents);
     draw();
   } catch (error) {
     first();
     console.warn("reading the cart failed", error);
+    if (mine === customer) setTimeout(refresh, READ_AGAIN_MS);
   }
 }
 
@@ -132,6 +145,8 @@ function change(sku, by) {
       rest ? wanted.set(sku, rest) : wanted.delete(sku);
     });
     draw();
+    // That read may have been on its way when somebody else changed the cart.
+    if (stale) refresh();
     shelfSoon();
   });
 }
