@@ -178,6 +178,9 @@ impl Formation {
             Err(error) => JoinAnswer::Refused(error.to_string()),
             Ok(JoinQuestion::Hello(spec)) if spec.node == *from => {
                 self.meet(spec.clone());
+                // Looked at before the cluster: who forms one gives up the promise with it, and an answer
+                // with neither would release those who promised.
+                let promise = self.promised();
                 let cluster = self.cluster();
                 if cluster.as_ref().is_some_and(|cluster| cluster.members.by_node(from).is_none()) {
                     // It asks again; whether this attempt is taken does not matter.
@@ -186,24 +189,24 @@ impl Formation {
                 // A founder's log begins with the first state: it must not start from a later one.
                 let first = self.formed.borrow().clone();
                 let first = first.filter(|c| c.table.epoch == Epoch(1) && c.members.by_node(from).is_some());
-                self.hello(first.or(cluster))
+                self.hello(first.or(cluster), promise)
             }
             Ok(JoinQuestion::Promise(initiator, nonce)) if initiator == *from => {
                 self.promise(initiator, nonce)
             }
             Ok(JoinQuestion::Form(nonce, state)) => self.take(from, nonce, *state),
-            Ok(JoinQuestion::Nothing) => self.hello(None),
+            Ok(JoinQuestion::Nothing) => self.hello(None, self.promised()),
             Ok(_) => JoinAnswer::Refused(format!("the question names another node than {from}")),
         };
         encode(&answer)
     }
 
-    fn hello(&self, cluster: Option<ClusterState>) -> JoinAnswer {
+    fn hello(&self, cluster: Option<ClusterState>, promise: Option<Promise>) -> JoinAnswer {
         JoinAnswer::Hello {
             spec: self.spec.clone(),
             cluster: cluster.map(Box::new),
             known: self.met().into_values().collect(),
-            promise: self.promised(),
+            promise,
         }
     }
 
@@ -551,7 +554,7 @@ mod tests {
         let folder = Arc::new(Folder::open(&dir.path().join("data")).unwrap());
         let node = NodeId::new(node).unwrap();
         let identity = folder.identity(&node).unwrap();
-        let spec = MemberSpec::new(node, format!("127.0.0.1:{}", 7000));
+        let spec = MemberSpec::new(node, "127.0.0.1:7000");
         let formation =
             Formation::new(spec, folder, identity, watch::Sender::new(None).subscribe(), mpsc::channel(1).0);
         (dir, formation)
