@@ -81,18 +81,18 @@ impl Service for Echo {
     }
 }
 
-struct Inbox(mpsc::UnboundedReceiver<Seen>);
+struct Received(mpsc::UnboundedReceiver<Seen>);
 
-impl Inbox {
+impl Received {
     fn new() -> (Handlers, Self) {
-        let (seen, inbox) = mpsc::unbounded_channel();
+        let (seen, received) = mpsc::unbounded_channel();
         let (frames, events) = (seen.clone(), seen.clone());
         let handlers = Handlers {
             inbound: Arc::new(move |from, lane, frame| drop(frames.send(Seen::Frame(from, lane, frame)))),
             events: Arc::new(move |event| drop(events.send(Seen::Event(event)))),
             service: Arc::new(Echo { seen, held: Mutex::default() }),
         };
-        (handlers, Self(inbox))
+        (handlers, Self(received))
     }
 
     /// Waits until something is seen; what comes before is dropped.
@@ -123,7 +123,7 @@ impl Inbox {
 trait World {
     type Node: Transport;
     async fn new(config: LinkConfig) -> Self;
-    async fn node(&mut self, name: &str) -> (Arc<Self::Node>, Inbox);
+    async fn node(&mut self, name: &str) -> (Arc<Self::Node>, Received);
     fn link(&self, node: &Self::Node, from: &str, to: &[&str]);
     fn cut(&self, a: &str, b: &str);
     fn freeze(&self, a: &str, b: &str);
@@ -148,9 +148,9 @@ impl World for Memory {
         Self { hub: MemoryHub::new(), config }
     }
 
-    async fn node(&mut self, name: &str) -> (Arc<MemoryTransport>, Inbox) {
-        let (handlers, inbox) = Inbox::new();
-        (self.hub.join(id(name), handlers, self.config.clone()).await.unwrap(), inbox)
+    async fn node(&mut self, name: &str) -> (Arc<MemoryTransport>, Received) {
+        let (handlers, received) = Received::new();
+        (self.hub.join(id(name), handlers, self.config.clone()).await.unwrap(), received)
     }
 
     fn link(&self, node: &MemoryTransport, _: &str, to: &[&str]) {
@@ -274,10 +274,10 @@ impl World for Cluster {
         Self { ca: Ca::generate().unwrap(), config, addresses: BTreeMap::new(), proxies: BTreeMap::new() }
     }
 
-    async fn node(&mut self, name: &str) -> (Arc<ClusterTransport>, Inbox) {
+    async fn node(&mut self, name: &str) -> (Arc<ClusterTransport>, Received) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let (handlers, inbox) = Inbox::new();
+        let (handlers, received) = Received::new();
         let tls = Tls::new(&self.ca.issue_node(&id(name), &[]).unwrap()).unwrap();
         let facts = Facts {
             node: id(name),
@@ -294,7 +294,7 @@ impl World for Cluster {
             self.proxies.insert((other.clone(), name.to_owned()), Proxy::to(address.clone()).await);
         }
         self.addresses.insert(name.to_owned(), address);
-        (node, inbox)
+        (node, received)
     }
 
     fn link(&self, node: &ClusterTransport, from: &str, to: &[&str]) {
@@ -340,7 +340,7 @@ fn patient() -> LinkConfig {
 }
 
 /// Two nodes that dial each other and are up.
-async fn pair<W: World>(config: LinkConfig) -> (W, (Arc<W::Node>, Inbox), (Arc<W::Node>, Inbox)) {
+async fn pair<W: World>(config: LinkConfig) -> (W, (Arc<W::Node>, Received), (Arc<W::Node>, Received)) {
     let mut world = W::new(config).await;
     let (a, mut seen_a) = world.node("a").await;
     let (b, mut seen_b) = world.node("b").await;

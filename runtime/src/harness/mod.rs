@@ -23,7 +23,7 @@ pub(crate) use self::failover::{FailOver, counts_of, kill_and_return, status_of}
 pub use self::file::{ClusterFile, NodeEntry, TlsEntry};
 pub(crate) use self::ports::{free_from, free_ports};
 use self::process::NodeProcess;
-pub use self::process::Ports;
+pub use self::process::{Ports, without_settings};
 use crate::certs::{self, CertsError, Throwaway};
 use crate::settings::{PARTITIONS_DEFAULT, REPLICATION_DEFAULT};
 

@@ -91,11 +91,7 @@ impl NodeProcess {
         let open = || File::options().create(true).append(true).open(&self.log);
         let log = open().map_err(HarnessError::io(format!("open {}", self.log.display())))?;
         let mut command = Command::new(&self.exe);
-        for (name, _) in
-            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(ENV_PREFIX))
-        {
-            command.env_remove(name);
-        }
+        without_settings(&mut command);
         let mut child = command
             .args(&self.args)
             .stdin(Stdio::piped())
@@ -177,5 +173,13 @@ impl Drop for NodeProcess {
         while matches!(running.child.try_wait(), Ok(None)) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+/// Keeps settings in this process's environment from a node's command, which has its own.
+pub fn without_settings(command: &mut Command) {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    for name in names.filter(|name| name.to_string_lossy().starts_with(ENV_PREFIX)) {
+        command.env_remove(name);
     }
 }

@@ -18,6 +18,7 @@ use perennial::core::id::NodeId;
 use perennial::node::TlsFiles;
 use perennial::status::ClusterStatus;
 use perennial_runtime::certs::throwaway;
+use perennial_runtime::harness::without_settings;
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::net::{Net, address};
@@ -237,10 +238,7 @@ impl Node {
         let log = File::options().create(true).append(true).open(&path);
         let log = log.map_err(NemesisError::io(format!("open {}", path.display())))?;
         let mut command = Command::new("ip");
-        let names = std::env::vars_os().map(|(name, _)| name);
-        for name in names.filter(|name| name.to_string_lossy().starts_with("PERENNIAL_")) {
-            command.env_remove(name);
-        }
+        without_settings(&mut command);
         let mut child = command
             .args(&self.args)
             .stdin(Stdio::piped())
