@@ -300,7 +300,7 @@ impl Node {
         inner.tasks.close();
         inner.tasks.wait().await;
         if let Some(replica) = inner.replica.get().cloned() {
-            let _ = tokio::task::spawn_blocking(move || replica.stop()).await;
+            replica.stop().await;
         }
         inner.folder.release();
     }

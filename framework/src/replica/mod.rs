@@ -25,7 +25,10 @@ mod log;
 mod metrics;
 mod rows;
 mod snapshot;
+mod stores;
+mod tasks;
 mod thread;
+mod worker;
 
 pub use buffer::BufferedRows;
 pub use config::{GroupConfig, ReplicaConfig};
@@ -36,7 +39,10 @@ pub use log::LogError;
 pub use metrics::ReplicaMetrics;
 pub use rows::{FjallRows, GroupMeta, MemoryRows, Row, RowError, RowIter, RowStore};
 pub use snapshot::ChunkError;
-pub use thread::{MachineFactory, Replica};
+pub use stores::Stores;
+pub use tasks::Pace;
+pub use thread::Replica;
+pub use worker::MachineFactory;
 
 #[cfg(test)]
 mod tests;
