@@ -19,6 +19,7 @@
 mod buffer;
 mod config;
 mod damage;
+mod disk;
 mod handle;
 mod inputs;
 mod log;
@@ -32,6 +33,7 @@ mod worker;
 
 pub use buffer::BufferedRows;
 pub use config::{GroupConfig, ReplicaConfig};
+pub use disk::{Disk, DiskFault};
 pub use handle::{
     BulkRefused, GroupEvent, GroupSink, Outbound, Refusal, ReplicaFault, ReplicaHandle, Unproposed,
 };

@@ -72,10 +72,13 @@ pub struct Stores {
 impl Stores {
     /// Opens those of a data folder; in memory when the settings name none.
     pub(super) fn open(config: &ReplicaConfig) -> Result<Self, ReplicaFault> {
-        let Some(dir) = &config.dir else { return Ok(Self { log: None, rows: Arc::new(MemoryRows::default()) }) };
+        let Some(dir) = &config.dir else {
+            return Ok(Self { log: None, rows: Arc::new(MemoryRows::default()) });
+        };
         std::fs::create_dir_all(dir).map_err(ReplicaFault::Folder)?;
         let folder = dir.join("log");
-        let log = DiskLog::open_on(DefaultFileSystem, &folder, config.log_file_bytes, config.log_purge_bytes)?;
+        let log =
+            DiskLog::open_on(DefaultFileSystem, &folder, config.log_file_bytes, config.log_purge_bytes)?;
         let rows = FjallRows::open(&dir.join("rows"), config.rows_cache_bytes, config.rows_memtable_bytes)?;
         // A power cut must not take the folders of the stores with it, after they were written to.
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(ReplicaFault::Folder)?;

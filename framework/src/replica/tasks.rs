@@ -4,9 +4,11 @@
 //! takes as long as the [`Pace`] says, in the runtime's time: between what is sent early and the flush
 //! other nodes go on, and the node may be killed there.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +18,7 @@ use super::inputs::{Input, Inputs};
 use super::metrics::ReplicaMetrics;
 use super::snapshot::{RETRY, SendJob, Staging, stream};
 use super::stores::Stores;
-use super::thread::{Replica, SEND_JOBS_MAX, run_install_job, run_row_job};
+use super::thread::{Replica, SEND_JOBS_MAX, panic_text, run_install_job, run_row_job};
 use super::worker::{End, Jobs, MachineFactory, Surroundings, Worker};
 
 /// How long the next piece of work on the disk takes.
@@ -56,8 +58,7 @@ impl Replica {
             inputs: inputs.clone(),
             metrics: metrics.clone(),
         };
-        let worker =
-            Worker::open_all(config, stores, staging, jobs, around).inspect_err(|_| rows.close())?;
+        let worker = Worker::open_all(config, stores, staging, jobs, around).inspect_err(|_| rows.close())?;
         tokio::spawn({
             let (rows, inputs, pace) = (rows.clone(), inputs.clone(), pace.clone());
             async move {
@@ -95,10 +96,12 @@ impl Replica {
             thread: Mutex::default(),
         };
         tokio::spawn(async move {
-            let outcome = run(worker, &inputs, pace).await;
+            let outcome = AssertUnwindSafe(run(worker, &inputs, pace)).catch_unwind().await;
             inputs.close();
-            if let Err(fault) = outcome {
-                sink.failed(fault);
+            match outcome {
+                Ok(Ok(())) => {}
+                Ok(Err(fault)) => sink.failed(fault),
+                Err(panic) => sink.failed(ReplicaFault::Panicked(panic_text(&*panic))),
             }
             rows.close();
             ended.cancel();

@@ -58,8 +58,7 @@ impl Replica {
             inputs: inputs.clone(),
             metrics: metrics.clone(),
         };
-        let worker =
-            Worker::open_all(config, stores, staging, jobs, around).inspect_err(|_| rows.close())?;
+        let worker = Worker::open_all(config, stores, staging, jobs, around).inspect_err(|_| rows.close())?;
         let ended = CancellationToken::new();
         let shared = Shared {
             inputs: inputs.clone(),
