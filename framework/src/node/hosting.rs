@@ -109,7 +109,7 @@ async fn open(
         node: inner.node.clone(),
         kinds: inner.app.kinds().clone(),
         rows: replica.rows(),
-        log: Arc::new(ReplicaLog(replica.clone())),
+        log: inner.log(replica, partition, epoch),
         caller: Arc::new(caller.clone()),
         courier: Arc::new(caller),
         clock: inner.clock.clone(),

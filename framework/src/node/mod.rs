@@ -3,6 +3,8 @@
 //! Owns the parts and their order of start and stop: data folder, port, forming, replica, hosts,
 //! router, control lane. Each part is in a module of its own; here they are only wired.
 
+#[cfg(feature = "controls")]
+mod controls;
 mod formation;
 mod hosting;
 mod identity;
@@ -20,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use perennial_core::hash::PartitionCount;
-use perennial_core::id::{MemberId, NodeId};
+use perennial_core::id::{MemberId, NodeId, PartitionId, Term};
 use perennial_core::membership::MemberSpec;
 use perennial_core::partition::Partition;
 use perennial_core::placement::{ClusterState, SystemCommand};
@@ -47,6 +49,8 @@ use crate::replica::{
 use crate::router::{Network, Router, RouterCaller};
 use crate::status::ClusterStatus;
 
+#[cfg(feature = "controls")]
+pub use self::controls::Mistake;
 pub use self::simulated::{Machine, Witness};
 
 /// How long a node waits for the answer of another one to a question about the cluster.
@@ -424,6 +428,17 @@ impl Inner {
         }
         tracing::error!(node = %self.node, why, "the node has to stop");
         self.failed.send_replace(Some(why));
+    }
+
+    /// The log of a partition led here.
+    fn log(&self, replica: &ReplicaHandle, partition: PartitionId, epoch: Term) -> Arc<dyn crate::host::Log> {
+        let log = ReplicaLog(replica.clone());
+        #[cfg(feature = "controls")]
+        if let Replicas::Machine(machine) = &self.replicas {
+            return controls::spoil(log, machine.mistake, &self.hosts, partition, epoch);
+        }
+        let _ = (partition, epoch);
+        Arc::new(log)
     }
 
     fn replica(&self) -> Option<&ReplicaHandle> {

@@ -53,6 +53,9 @@ pub struct Machine {
     pub tune: fn(&mut ReplicaConfig),
     /// Who looks on.
     pub witness: Option<Arc<dyn Witness>>,
+    /// A mistake planted on purpose.
+    #[cfg(feature = "controls")]
+    pub mistake: Option<super::Mistake>,
 }
 
 impl std::fmt::Debug for Machine {
@@ -72,6 +75,18 @@ impl Machine {
     ) -> Result<ReplicaHandle, ReplicaFault> {
         let mut config = ReplicaConfig::new(me, self.seed, None);
         (self.tune)(&mut config);
+        #[cfg(feature = "controls")]
+        let (machines, sink) = {
+            use super::controls::{Mistake, SpoiledMachine, SpoiledSink, unfence};
+            unfence(&mut config, self.mistake);
+            let late = self.mistake == Some(Mistake::OutOfOrder);
+            let spoiled = move |group: GroupId| -> Box<dyn StateMachine> {
+                let machine = machines(group);
+                if late { Box::new(SpoiledMachine::new(machine)) } else { machine }
+            };
+            let sink: Arc<dyn GroupSink> = Arc::new(SpoiledSink(self.mistake, sink));
+            (Box::new(spoiled) as MachineFactory, sink)
+        };
         let stores = self.disk.open(&config)?;
         let Some(witness) = self.witness.clone() else {
             return Replica::spawn_tasks(config, stores, self.pace.clone(), machines, outbound, sink);

@@ -71,7 +71,10 @@ impl Faults {
                 let Some(why) = world.ended(at) else { continue };
                 world.say(&format!("{} has ended: {why}", world.hosts[at].id));
                 world.kill(at);
-                world.hosts[at].disk.set_fault(DiskFault::None);
+                {
+                    let sound = world.sound_disk();
+                    world.hosts[at].disk.set_fault(sound);
+                };
                 self.later(world, Heal::Start(at));
             }
         }
@@ -107,7 +110,10 @@ impl Faults {
             }
             Heal::Ways(a, b) => world.hub.heal(&world.hosts[a].id, &world.hosts[b].id),
             Heal::Network => world.weather.lock().expect("nobody panics with it").network_ms = (0, 2),
-            Heal::Disk(at) => world.hosts[at].disk.set_fault(DiskFault::None),
+            Heal::Disk(at) => {
+                let sound = world.sound_disk();
+                world.hosts[at].disk.set_fault(sound);
+            }
             Heal::Pace(at) => world.weather.lock().expect("nobody panics with it").disk_ms[at] = (0, 2),
         }
     }

@@ -16,13 +16,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use perennial::core::id::NodeId;
 use perennial::Client;
+use perennial::core::id::NodeId;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
 
 use self::faults::Faults;
 use self::load::{Books, Shared};
+pub use self::world::Control;
 use self::world::{Life, World};
 use crate::nemesis::history::{Action, Op, Outcome};
 
@@ -50,10 +52,12 @@ pub struct Options {
     pub faults_ms: u64,
     /// Print what happens.
     pub loud: bool,
+    /// A mistake planted on purpose.
+    pub control: Option<Control>,
 }
 
 /// What came of a run.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// Of which seed.
     pub seed: u64,
@@ -62,7 +66,7 @@ pub struct Report {
     /// Nodes.
     pub nodes: usize,
     /// Faults by kind.
-    pub faults: BTreeMap<&'static str, u64>,
+    pub faults: BTreeMap<String, u64>,
     /// Calls acknowledged.
     pub acknowledged: u64,
     /// Calls of unknown outcome.
@@ -74,7 +78,7 @@ pub struct Report {
     /// Milliseconds from the heal to a new write of every counter.
     pub served_after: Option<u64>,
     /// The same for every run of this seed by the same build.
-    pub digest: u128,
+    pub digest: String,
     /// What did not hold.
     pub violations: Vec<String>,
     /// Faults that callers could do nothing about.
@@ -94,6 +98,7 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
     let nodes = if random.random_bool(0.25) { 5 } else { 3 };
     let partitions = [2, 4, 8][random.random_range(0..3)];
     let mut world = World::new(options.seed, nodes, partitions, dir, options.loud)?;
+    world.control = options.control;
     world.say(&format!("seed {}: {nodes} nodes, {partitions} partitions", options.seed));
     for at in 0..nodes {
         world.start(at);
@@ -109,9 +114,9 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
         drivers.push(world.clients.spawn(async move {
             let client = load::connect(&hub, &me, &ids, &link).await;
             lock(&clients).push(client.clone());
-            let driving = seeds.into_iter().map(|seed| {
-                load::drive(client.clone(), format!("{me} {seed:x}"), seed, shared.clone())
-            });
+            let driving = seeds
+                .into_iter()
+                .map(|seed| load::drive(client.clone(), format!("{me} {seed:x}"), seed, shared.clone()));
             futures_util::future::join_all(driving).await;
         }));
     }
@@ -133,7 +138,7 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
         epochs: 0,
         applied: 0,
         served_after: None,
-        digest: 0,
+        digest: String::new(),
         violations: Vec::new(),
         unexpected: Vec::new(),
     };
@@ -146,7 +151,7 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
         lock(&world.watching).found(found);
     }
     report.steps = world.now;
-    report.faults = faults.counts;
+    report.faults = faults.counts.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect();
     shared.heard(|heard| {
         report.acknowledged = heard.acknowledged;
         report.unexpected = std::mem::take(&mut heard.unexpected);
@@ -158,7 +163,7 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
     report.epochs = watching.epochs;
     report.applied = watching.applied;
     report.violations = std::mem::take(&mut watching.violations);
-    report.digest = watching.trace.digest();
+    report.digest = format!("{:032x}", watching.trace.digest());
     Ok(report)
 }
 

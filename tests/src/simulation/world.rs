@@ -14,8 +14,8 @@ use perennial::core::membership::MemberSpec;
 use perennial::core::partition::apply::read_batch;
 use perennial::core::placement::{ClusterMeta, ClusterState, form};
 use perennial::link::{LinkConfig, MemoryHub};
-use perennial::node::{Backend, Machine, StartError, Witness};
-use perennial::replica::{Disk, GroupEvent, ReplicaConfig};
+use perennial::node::{Backend, Machine, Mistake, StartError, Witness};
+use perennial::replica::{Disk, DiskFault, GroupEvent, ReplicaConfig};
 use perennial::status::ClusterStatus;
 use perennial::{Node, WallClock};
 use rand::rngs::StdRng;
@@ -35,6 +35,36 @@ const REPLICATION: u8 = 3;
 const STATUS_WITHIN_MS: u64 = 5000;
 /// One step of the world.
 const STEP: Duration = Duration::from_millis(1);
+
+/// A mistake planted on purpose: the invariants must find it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Control {
+    /// The driver takes proposals of any epoch and in any sequence.
+    FenceRemoved,
+    /// Disks say that they have flushed and have not.
+    FlushSkipped,
+    /// A new leader knows no replies of its predecessors.
+    DedupOff,
+    /// Reads are answered without asking whether the node still leads.
+    DirtyRead,
+    /// Entries are applied in the wrong order now and then.
+    OutOfOrder,
+    /// Answers leave before their records are committed.
+    EarlyAnswer,
+}
+
+impl Control {
+    fn mistake(self) -> Option<Mistake> {
+        match self {
+            Self::FenceRemoved => Some(Mistake::NoFences),
+            Self::FlushSkipped => None,
+            Self::DedupOff => Some(Mistake::RepliesForgotten),
+            Self::DirtyRead => Some(Mistake::DirtyReads),
+            Self::OutOfOrder => Some(Mistake::OutOfOrder),
+            Self::EarlyAnswer => Some(Mistake::EarlyAnswers),
+        }
+    }
+}
 
 /// What looks on.
 pub struct Watching {
@@ -81,7 +111,8 @@ impl Witness for NodeWitness {
         watching.trace.note(entry);
         let batch = group.partition().and_then(|_| read_batch(entry).ok());
         if group.partition().is_some() && batch.is_none() {
-            watching.found(Err(format!("{} applies something at {group} {index} that is no batch", self.node)));
+            watching
+                .found(Err(format!("{} applies something at {group} {index} that is no batch", self.node)));
         }
         let node = self.node.as_str();
         let seen = Seen { node, group, term, index, entry, batch: batch.as_ref() };
@@ -167,6 +198,8 @@ pub struct World {
     pub link: LinkConfig,
     /// Simulated milliseconds since the begin.
     pub now: u64,
+    /// A mistake planted on purpose.
+    pub control: Option<Control>,
     seed: u64,
     cluster: ClusterState,
     network: Runtime,
@@ -175,7 +208,11 @@ pub struct World {
 }
 
 fn runtime() -> Runtime {
-    Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime needs no more than memory")
+    Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime needs no more than memory")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -188,7 +225,8 @@ impl World {
     /// # Errors
     /// When the folder cannot be used.
     pub fn new(seed: u64, nodes: usize, partitions: u32, dir: &Path, loud: bool) -> std::io::Result<Self> {
-        let ids: Vec<_> = (1..=nodes).map(|n| NodeId::new(&format!("n{n}")).expect("n1 is a node id")).collect();
+        let ids: Vec<_> =
+            (1..=nodes).map(|n| NodeId::new(&format!("n{n}")).expect("n1 is a node id")).collect();
         let specs = ids.iter().map(|id| MemberSpec::new(id.clone(), format!("{id}:1"))).collect();
         let partitions = PartitionCount::try_from(partitions).expect("a power of two");
         let cluster = form(ClusterMeta::new(ClusterId(u128::from(seed)), partitions, REPLICATION), specs)
@@ -212,7 +250,16 @@ impl World {
         for (number, id) in ids.into_iter().enumerate() {
             let disk = Disk::new(&dir.join(id.as_str()), seed.wrapping_add(number as u64))?;
             let clock = WallClock::new(BEGIN_MS);
-            hosts.push(Host { id, disk, life: Life::Down, skew_ms: 0, rate: 1000, lived: 0, clock, starts: 0 });
+            hosts.push(Host {
+                id,
+                disk,
+                life: Life::Down,
+                skew_ms: 0,
+                rate: 1000,
+                lived: 0,
+                clock,
+                starts: 0,
+            });
         }
         let watching = Arc::new(Mutex::new(Watching {
             trace: Trace::new(loud),
@@ -223,7 +270,25 @@ impl World {
             first: std::collections::BTreeMap::new(),
         }));
         let link = LinkConfig::default();
-        Ok(Self { watching, hosts, weather, hub, link, now: 0, seed, cluster, network, clients: runtime() })
+        Ok(Self {
+            watching,
+            hosts,
+            weather,
+            hub,
+            link,
+            now: 0,
+            control: None,
+            seed,
+            cluster,
+            network,
+            clients: runtime(),
+        })
+    }
+
+    /// How a disk behaves that nothing is wrong with.
+    #[must_use]
+    pub fn sound_disk(&self) -> DiskFault {
+        if self.control == Some(Control::FlushSkipped) { DiskFault::Lies } else { DiskFault::None }
     }
 
     /// Writes a line of the trace.
@@ -239,7 +304,7 @@ impl World {
 
     /// Starts the node of a machine that is off.
     pub fn start(&mut self, at: usize) {
-        let weather = self.weather.clone();
+        let (weather, sound) = (self.weather.clone(), self.sound_disk());
         let host = &mut self.hosts[at];
         host.starts += 1;
         let now = (BEGIN_MS + self.now).saturating_add_signed(host.skew_ms);
@@ -259,7 +324,9 @@ impl World {
             seed: self.seed ^ (at as u64) << 32 ^ host.starts << 40,
             tune,
             witness: Some(Arc::new(NodeWitness { node: host.id.clone(), watching: self.watching.clone() })),
+            mistake: self.control.and_then(Control::mistake),
         };
+        host.disk.set_fault(sound);
         let runtime = runtime();
         let (started, start) = oneshot::channel();
         runtime.spawn(async move {

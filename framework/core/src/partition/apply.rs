@@ -100,6 +100,12 @@ impl Partition {
         self.time = self.time.max(time);
     }
 
+    /// Forgets the kept replies of sessions: a control of tests.
+    #[cfg(feature = "controls")]
+    pub fn forget_replies(&mut self) {
+        self.dedup = Dedup::default();
+    }
+
     /// Kept replies of sessions.
     #[must_use]
     pub fn dedup(&self) -> &Dedup {

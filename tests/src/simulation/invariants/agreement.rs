@@ -27,7 +27,10 @@ impl Invariant for Agreement {
                 "{} applies an entry of term {} at {} {}, where {node} has applied one of term {term}",
                 seen.node, seen.term, seen.group, seen.index
             )),
-            None => Err(format!("{} applies {} {} anew, which nobody has applied", seen.node, seen.group, seen.index)),
+            None => Err(format!(
+                "{} applies {} {} anew, which nobody has applied",
+                seen.node, seen.group, seen.index
+            )),
         }
     }
 }

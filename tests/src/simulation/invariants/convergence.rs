@@ -17,7 +17,8 @@ type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 fn by_group(disk: &Disk) -> BTreeMap<[u8; 8], Rows> {
     let mut groups: BTreeMap<_, Rows> = BTreeMap::new();
     for (mut key, value) in disk.rows() {
-        let Some((_, group)) = key.split_first().and_then(|(tag, rest)| Some((tag, *rest.first_chunk::<8>()?)))
+        let Some((_, group)) =
+            key.split_first().and_then(|(tag, rest)| Some((tag, *rest.first_chunk::<8>()?)))
         else {
             continue;
         };

@@ -16,7 +16,7 @@ pub mod payments;
 pub mod watermark;
 
 use perennial::core::id::{GroupId, LogIndex, Term};
-use perennial::core::partition::record::{Batch, Turn, Record};
+use perennial::core::partition::record::{Batch, Record, Turn};
 
 pub use answers::linearizable;
 pub use convergence::replicas_agree;

@@ -22,10 +22,15 @@ pub fn nested_calls_run_once(asked: &[Told], books: &Books) -> Result<(), String
         let (acknowledged, attempts) = (sums.len() as i64, told.len() as i64);
         let unknown = told.iter().filter(|told| told.outcome == Outcome::Unknown).count() as i64;
         if *done < acknowledged || *done > acknowledged + unknown {
-            return Err(format!("agent {agent} has {done} turns, {acknowledged} to {} are known", acknowledged + unknown));
+            return Err(format!(
+                "agent {agent} has {done} turns, {acknowledged} to {} are known",
+                acknowledged + unknown
+            ));
         }
         if sum < done || *sum > attempts {
-            return Err(format!("the counter of agent {agent} is at {sum} after {done} turns, {attempts} attempts"));
+            return Err(format!(
+                "the counter of agent {agent} is at {sum} after {done} turns, {attempts} attempts"
+            ));
         }
     }
     Ok(())

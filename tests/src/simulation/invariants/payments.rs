@@ -23,7 +23,9 @@ pub fn every_payment_arrives_once(asked: &[Told], books: &Books) -> Result<(), S
                 Outcome::Unknown => times <= 1,
             };
             if !fits {
-                return Err(format!("{from}: payment {number} ({outcome:?} at {actor}) stands {times} times"));
+                return Err(format!(
+                    "{from}: payment {number} ({outcome:?} at {actor}) stands {times} times"
+                ));
             }
         }
     }
