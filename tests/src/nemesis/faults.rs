@@ -23,7 +23,7 @@ use super::{NemesisError, Run};
 const LOSS_PERCENT: u32 = 30;
 /// Shortest delay of a packet, in milliseconds; the longest is three times as much. Both below and above
 /// what followers wait for a leader.
-const DELAY_MS: std::ops::Range<u64> = 10..300;
+const DELAY_MS: std::ops::Range<u64> = 5..200;
 /// How far a clock is set, in seconds.
 const CLOCK_S: std::ops::Range<i64> = 60..3600;
 /// Writes a second of a slow disk; a flush needs three to six.
