@@ -9,8 +9,10 @@ use super::NemesisError;
 
 /// How many seconds a node may go on with the time it knew.
 const LOOK_PERIOD_S: &str = "1";
-/// What libfaketime leaves of a killed process, before its id.
-const LEFTOVERS: [&str; 2] = ["/dev/shm/faketime_shm_", "/dev/shm/sem.faketime_sem_"];
+/// Where libfaketime leaves something of a killed process.
+const SHARED: &str = "/dev/shm";
+/// Names of what it leaves, before the process's id.
+const LEFTOVERS: [&str; 2] = ["faketime_shm_", "sem.faketime_sem_"];
 
 /// Finds libfaketime.
 pub(super) fn library() -> Result<PathBuf, String> {
@@ -19,6 +21,18 @@ pub(super) fn library() -> Result<PathBuf, String> {
     let all = folders.iter().map(|folder| folder.to_path_buf()).chain(below.map(|entry| entry.path()));
     let mut found = all.map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
     found.find(|path| path.is_file()).ok_or_else(|| "there is no libfaketime (package faketime)".into())
+}
+
+/// Removes what processes left that are gone.
+pub(super) fn remove_leftovers() {
+    for entry in std::fs::read_dir(SHARED).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let pid = LEFTOVERS.iter().find_map(|beginning| name.strip_prefix(beginning)?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// The clock of one node.
@@ -53,12 +67,5 @@ impl Clock {
         let written = std::fs::write(&next, format!("{seconds:+}\n"));
         let put = written.and_then(|()| std::fs::rename(&next, &self.file));
         put.map_err(NemesisError::io("set a clock"))
-    }
-
-    /// Removes what a killed process left.
-    pub(super) fn remove_leftovers(&self, pid: u32) {
-        for beginning in LEFTOVERS {
-            let _ = std::fs::remove_file(format!("{beginning}{pid}"));
-        }
     }
 }

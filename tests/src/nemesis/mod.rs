@@ -8,6 +8,7 @@ mod clock;
 mod delay;
 mod disk;
 mod faults;
+mod goals;
 pub mod history;
 mod load;
 mod net;

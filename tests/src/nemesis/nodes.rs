@@ -66,6 +66,7 @@ impl Nodes {
                 .map_err(NemesisError::io(format!("make {}", node.dir.display())))?;
         }
         Disk::remove_leftovers();
+        clock::remove_leftovers();
         let disks = nodes.iter_mut().try_for_each(|node| {
             node.disk = Some(Disk::new(&node.dir)?);
             Ok(())
@@ -299,26 +300,16 @@ impl Node {
         if let Some(mut running) = self.running.take() {
             let _ = running.child.start_kill();
             let _ = running.child.wait().await;
-            self.clean_up(running.pid);
         }
         Ok(())
-    }
-
-    /// After a process that did not end well.
-    fn clean_up(&self, pid: u32) {
-        if let Some(clock) = &self.clock {
-            clock.remove_leftovers(pid);
-        }
     }
 
     /// How it ended, if it did so by itself since it was last looked at.
     fn ended(&mut self) -> Result<Option<ExitStatus>, NemesisError> {
         let Some(running) = &mut self.running else { return Ok(None) };
-        let pid = running.pid;
         let status = running.child.try_wait().map_err(NemesisError::io(format!("watch node {}", self.id)))?;
         if status.is_some() {
             self.running = None;
-            self.clean_up(pid);
         }
         Ok(status)
     }
@@ -336,13 +327,13 @@ impl Drop for Node {
             // Told when the disk goes, if it fails again.
             let _ = disk.release();
         }
-        let Some(mut running) = self.running.take() else { return };
+        let Some(running) = &mut self.running else { return };
         let _ = running.child.start_kill();
         let until = Instant::now() + REAP_MAX;
         // A killed process is gone within moments; there may be no runtime left to wait on.
         while matches!(running.child.try_wait(), Ok(None)) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
-        self.clean_up(running.pid);
+        clock::remove_leftovers();
     }
 }

@@ -1,7 +1,7 @@
 //! What a run showed.
 //!
-//! Owns the figures, their tables and their JSON, and compares them with the goals. Never decides what a
-//! promise is: violations and problems are found elsewhere and counted here, and a missed goal is none.
+//! Owns the figures, their tables and their JSON. Never decides what a promise is: violations and
+//! problems are found elsewhere and counted here.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,40 +13,13 @@ use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
 use super::Fault;
+use super::goals::{Compared, Times, Total, compare};
 use super::history::{Ledger, Op, Outcome, Violation};
 
 /// Violations that are told in full.
 const TOLD_MAX: usize = 5;
 /// Makes a window of time contain what ends it.
 const MOMENT: Duration = Duration::from_millis(1);
-
-/// What a healed cluster needs at most until it serves everything.
-const SERVES_GOAL: Duration = Duration::from_secs(5);
-
-/// How long a counter may be out of reach while its leader is hit.
-struct Goal {
-    name: &'static str,
-    faults: &'static [Fault],
-    p50: Option<Duration>,
-    p99: Duration,
-}
-
-/// The goals for what leaders go through. Others have none: there is no majority, or a leader that works
-/// slowly is still one.
-const GOALS: [Goal; 2] = [
-    Goal {
-        name: "process killed",
-        faults: &[Fault::Kill, Fault::PowerCut],
-        p50: Some(Duration::from_millis(250)),
-        p99: Duration::from_secs(1),
-    },
-    Goal {
-        name: "partitioned",
-        faults: &[Fault::Pause, Fault::Unplug, Fault::Isolate, Fault::Deaf, Fault::Mute],
-        p50: None,
-        p99: Duration::from_secs(3),
-    },
-];
 
 /// A fault that cannot be made here.
 #[derive(Debug, Clone)]
@@ -108,45 +81,6 @@ pub struct Report {
     pub kept: Option<PathBuf>,
 }
 
-/// Sorted times.
-struct Times(Vec<Duration>);
-
-impl Times {
-    fn of(times: impl Iterator<Item = Duration>) -> Self {
-        let mut times: Vec<_> = times.collect();
-        times.sort_unstable();
-        Self(times)
-    }
-
-    /// The smallest that so many of a hundred do not exceed; `None` if there are none.
-    fn percentile(&self, percent: usize) -> Option<Duration> {
-        let rank = (self.0.len() * percent).div_ceil(100);
-        self.0.get(rank.saturating_sub(1)).copied()
-    }
-
-    fn max(&self) -> Option<Duration> {
-        self.0.last().copied()
-    }
-}
-
-/// Figures of all rounds of a fault.
-struct Total {
-    fault: Fault,
-    rounds: usize,
-    /// Longest times without an acknowledged call of each counter that was hit, in each round.
-    gaps: Times,
-    served_after: Times,
-}
-
-/// Figures of a goal.
-struct Kept {
-    name: &'static str,
-    goal: String,
-    /// Samples, and what they say.
-    times: Times,
-    kept: bool,
-}
-
 /// Figures of one window of time.
 struct Figures {
     acknowledged: usize,
@@ -201,31 +135,6 @@ impl Report {
             Total { fault, rounds: rounds.len(), gaps, served_after }
         };
         Fault::value_variants().iter().copied().map(total).filter(|total| total.rounds > 0).collect()
-    }
-
-    fn goals(&self, totals: &[Total]) -> Vec<Kept> {
-        let gap = |goal: &Goal| {
-            let of_faults = totals.iter().filter(|total| goal.faults.contains(&total.fault));
-            let times = Times::of(of_faults.flat_map(|total| total.gaps.0.iter().copied()));
-            let keeps = |percent, most: Duration| times.percentile(percent).is_none_or(|time| time < most);
-            let p50 = goal.p50.map_or(String::new(), |most| format!("p50 < {}, ", seconds(most)));
-            Kept {
-                name: goal.name,
-                goal: format!("{p50}p99 < {}", seconds(goal.p99)),
-                kept: goal.p50.is_none_or(|most| keeps(50, most)) && keeps(99, goal.p99),
-                times,
-            }
-        };
-        let mut goals: Vec<_> = GOALS.iter().map(gap).collect();
-        let served = Times::of(self.rounds.iter().filter_map(|round| round.served_after));
-        goals.push(Kept {
-            name: "healed serves everything",
-            goal: format!("all <= {}", seconds(SERVES_GOAL)),
-            kept: self.rounds.iter().all(|round| round.served_after.is_some_and(|time| time <= SERVES_GOAL)),
-            times: served,
-        });
-        goals.retain(|goal| !goal.times.0.is_empty());
-        goals
     }
 
     /// The whole run up to its last answer.
@@ -284,7 +193,7 @@ impl Report {
             table.add_row([
                 total.fault.name(),
                 total.rounds.to_string(),
-                total.gaps.0.len().to_string(),
+                total.gaps.count().to_string(),
                 or_none(total.gaps.percentile(50)),
                 or_none(total.gaps.percentile(99)),
                 or_none(total.gaps.max()),
@@ -303,7 +212,7 @@ impl Report {
         let times = |times: &Times| {
             let ms = |time: Option<Duration>| time.map(millis);
             json!({
-                "samples": times.0.len(),
+                "samples": times.count(),
                 "p50_ms": ms(times.percentile(50)),
                 "p99_ms": ms(times.percentile(99)),
                 "max_ms": ms(times.max()),
@@ -335,7 +244,7 @@ impl Report {
                 "served_after": times(&total.served_after),
             })
         });
-        let goals = self.goals(&totals).into_iter().map(|goal| {
+        let goals = compare(&totals).into_iter().map(|goal| {
             json!({ "name": goal.name, "goal": goal.goal, "measured": times(&goal.times), "kept": goal.kept })
         });
         let skipped = self.skipped.iter();
@@ -393,7 +302,8 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn seconds(time: Duration) -> String {
+/// A time, as reports show it.
+pub(super) fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }
 
@@ -402,11 +312,11 @@ impl fmt::Display for Report {
         writeln!(f, "{}", self.table())?;
         let totals = self.totals();
         writeln!(f, "{}", Self::table_of_totals(&totals))?;
-        for Kept { name, goal, times, kept } in self.goals(&totals) {
+        for Compared { name, goal, times, kept } in compare(&totals) {
             let [p50, p99, max] = [times.percentile(50), times.percentile(99), times.max()]
                 .map(|time| time.map_or("-".into(), seconds));
             let verdict = if kept { "kept" } else { "MISSED" };
-            let samples = times.0.len();
+            let samples = times.count();
             writeln!(f, "goal {name}: {goal}: {verdict} (p50 {p50}, p99 {p99}, max {max} of {samples})")?;
         }
         for skipped in &self.skipped {
@@ -468,16 +378,5 @@ mod tests {
         assert_eq!(longest_gap(s(10), s(20), vec![s(17), s(11)]), s(6));
         assert_eq!(longest_gap(s(10), s(20), vec![s(11)]), s(9));
         assert_eq!(longest_gap(s(10), s(20), Vec::new()), s(10));
-    }
-
-    #[test]
-    fn percentiles_are_samples() {
-        let s = Duration::from_secs;
-        let times = Times::of([4, 1, 3, 2].map(s).into_iter());
-        assert_eq!(
-            [50, 51, 99].map(|percent| times.percentile(percent)),
-            [Some(s(2)), Some(s(3)), Some(s(4))]
-        );
-        assert_eq!(Times::of([].into_iter()).percentile(50), None);
     }
 }
