@@ -139,8 +139,10 @@ impl Disk {
             self.mount().map_err(|why| NemesisError::Disk { why })?;
         }
         match std::fs::remove_file(self.ballast()) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(NemesisError::io("empty a disk")(error)),
-            _ => Ok(()),
+            // Its blocks are free once that is in the journal.
+            Ok(()) => run("sync", &["-f", text(&self.path)]).map_err(|why| NemesisError::Disk { why }),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(NemesisError::io("empty a disk")(error)),
         }
     }
 

@@ -52,6 +52,8 @@ const LINKS: usize = 4;
 const HOLD_MS: std::ops::Range<u64> = 1500..5000;
 /// Quiet time between faults, in milliseconds.
 const QUIET_MS: std::ops::Range<u64> = 300..1200;
+/// What the log of a node says last that ended on a full disk.
+const NO_SPACE: &str = "No space left on device";
 /// How long tasks may take to end after the run.
 const LEFTOVERS_MAX: Duration = Duration::from_secs(1);
 
@@ -266,6 +268,8 @@ struct Run {
     seen: Seen,
     rounds: Vec<Round>,
     skipped: Vec<Skipped>,
+    /// Whether a disk was full in the round before.
+    was_full: bool,
     problems: Vec<String>,
     status_client: Client,
 }
@@ -311,6 +315,7 @@ impl Run {
             seen: Seen::default(),
             rounds: Vec::new(),
             skipped,
+            was_full: false,
             problems: Vec::new(),
             status_client,
         })
@@ -346,8 +351,10 @@ impl Run {
             }
         };
         let name = begun.name;
+        let late = std::mem::replace(&mut self.was_full, may_end);
         for (_, why) in self.nodes.ended()? {
-            if !may_end {
+            // What was refused while the disk was full may be told only now.
+            if !(may_end || late && why.contains(NO_SPACE)) {
                 self.problems.push(format!("during {name}: {why}"));
             }
         }
