@@ -19,6 +19,7 @@
 mod buffer;
 mod config;
 mod damage;
+mod files;
 mod handle;
 mod inputs;
 mod log;
@@ -38,5 +39,7 @@ pub use rows::{FjallRows, GroupMeta, MemoryRows, Row, RowError, RowIter, RowStor
 pub use snapshot::ChunkError;
 pub use thread::{MachineFactory, Replica};
 
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 mod tests;
