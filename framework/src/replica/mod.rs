@@ -24,6 +24,7 @@ mod handle;
 mod inputs;
 mod log;
 mod metrics;
+mod row_files;
 mod rows;
 mod snapshot;
 mod thread;

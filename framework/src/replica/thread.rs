@@ -159,7 +159,8 @@ fn open_stores(config: &ReplicaConfig) -> Result<(Option<DiskLog>, Arc<dyn RowSt
     let Some(dir) = &config.dir else { return Ok((None, Arc::new(MemoryRows::default()))) };
     std::fs::create_dir_all(dir).map_err(ReplicaFault::Folder)?;
     let log = DiskLog::open(&dir.join("log"), config.log_file_bytes, config.log_purge_bytes)?;
-    let rows = FjallRows::open(&dir.join("rows"), config.rows_cache_bytes, config.rows_memtable_bytes)?;
+    let rows = dir.join("rows");
+    let rows = FjallRows::open_or_set_aside(&rows, config.rows_cache_bytes, config.rows_memtable_bytes)?;
     // A power cut must not take the folders of the stores with it, after they were written to.
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(ReplicaFault::Folder)?;
     Ok((Some(log), Arc::new(BufferedRows::new(rows))))
@@ -291,6 +292,7 @@ impl Worker {
                 applied = (meta.applied, meta.term);
             }
             None if seed.truncated.0 == LogIndex(0) => {}
+            _ if config.voters.len() == 1 => return Err(ReplicaFault::RowsLost(group)),
             _ => {
                 self.rows.wipe(group)?;
                 seed.rows_lost = true;
