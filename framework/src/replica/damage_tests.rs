@@ -333,7 +333,7 @@ fn ops(group: GroupId, index: u64) -> Vec<RowOp> {
     let key = |n: u64| format!("row {:02}", n % 12).into_bytes();
     let value = format!("{group} {index} {}", "v".repeat(index as usize % 30)).into_bytes();
     let mut ops = vec![RowOp::Put { key: key(index), value }];
-    if index % 3 == 0 {
+    if index.is_multiple_of(3) {
         ops.push(RowOp::Delete { key: key(index / 3) });
     }
     ops

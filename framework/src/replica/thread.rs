@@ -127,7 +127,15 @@ impl Replica {
             install_jobs,
             send_jobs,
         };
-        worker.recover().inspect_err(|_| rows.close())?;
+        if let Err(fault) = worker.recover() {
+            rows.close();
+            drop(worker);
+            // So that the folder can be opened again.
+            for helper in [row_helper, install_helper, send_helper] {
+                let _ = helper.join();
+            }
+            return Err(fault);
+        }
         let thread = std::thread::Builder::new().name("replica".into()).spawn(move || {
             let (inputs, rows) = (worker.inputs.clone(), worker.rows.clone());
             let ended = std::panic::catch_unwind(AssertUnwindSafe(|| worker.run()));
