@@ -4,18 +4,17 @@
 //! flushed file is. The note is not flushed itself: it outlives the process at once and a power cut some
 //! seconds later, and never says more than is durable. So a file that is gone or ends before its note has
 //! lost what was durable, where its end alone would look like a torn write. A failed flush is final: nothing is
-//! flushed or deleted after it, and [`LogFiles::failure`] says so. In go writes and flushes; out come
+//! written, flushed or deleted after it, and [`LogFiles::failure`] says so. In go writes and flushes; out come
 //! [`Ends`] at boot. The idea is the control file of a database.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use perennial_core::hash::wide_hash;
-use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission, WriteExt};
+use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
 use serde::{Deserialize, Serialize};
 
 use super::damage::FILE_HEAD_BYTES;
@@ -69,26 +68,35 @@ impl LogFile {
 /// Lengths up to which files are durable, in bytes; at least.
 pub(crate) type Ends = BTreeMap<LogFile, u64>;
 
+/// A place to write, and to write again.
+trait Place: Write + Seek + Send {}
+impl<W: Write + Seek + Send> Place for W {}
+
 /// The notes on disk.
 struct Notes {
-    file: File,
+    file: Box<dyn Place>,
+    /// Makes them durable.
+    flush: Arc<dyn Fn() -> io::Result<()> + Send + Sync>,
     ends: Ends,
 }
 
 impl Notes {
     /// What was noted; nothing when the notes are missing, torn or damaged.
-    fn open(dir: &Path) -> io::Result<Self> {
-        let mut file =
-            File::options().create(true).truncate(false).read(true).write(true).open(dir.join(NOTES))?;
+    fn open<F: FileSystem + 'static>(disk: &F, dir: &Path) -> io::Result<Self> {
+        let path = dir.join(NOTES);
+        let handle =
+            if path.exists() { disk.open(&path, Permission::ReadWrite)? } else { disk.create(&path)? };
+        let handle = Arc::new(handle);
         let mut bytes = Vec::new();
-        (&mut file).take(NOTES_BYTES_MAX).read_to_end(&mut bytes)?;
+        disk.new_reader(handle.clone())?.take(NOTES_BYTES_MAX).read_to_end(&mut bytes)?;
         let ends = Self::decode(&bytes).unwrap_or_else(|| {
             if !bytes.is_empty() {
                 tracing::warn!("how far the log was flushed cannot be read; its last batch is not checked");
             }
             Ends::new()
         });
-        Ok(Self { file, ends })
+        let file = Box::new(disk.new_writer(handle.clone())?);
+        Ok(Self { file, flush: Arc::new(move || handle.sync()), ends })
     }
 
     fn decode(bytes: &[u8]) -> Option<Ends> {
@@ -134,53 +142,62 @@ impl Shared {
     fn failed(&self) -> bool {
         lock(&self.failure).is_some()
     }
+
+    fn check(&self) -> io::Result<()> {
+        if self.failed() { Err(io::Error::other("an earlier flush has failed")) } else { Ok(()) }
+    }
 }
 
 /// The files of a log.
-#[derive(Clone)]
-pub(crate) struct LogFiles(Arc<Shared>);
+pub(crate) struct LogFiles<F> {
+    disk: Arc<F>,
+    shared: Arc<Shared>,
+}
 
-impl LogFiles {
+impl<F> Clone for LogFiles<F> {
+    fn clone(&self) -> Self {
+        Self { disk: self.disk.clone(), shared: self.shared.clone() }
+    }
+}
+
+impl<F: FileSystem + 'static> LogFiles<F> {
     /// For the log in a folder, which exists.
-    pub(crate) fn open(dir: &Path) -> io::Result<Self> {
-        let notes = Notes::open(dir)?;
-        Ok(Self(Arc::new(Shared { notes: Mutex::new(notes), failure: Mutex::default() })))
+    pub(crate) fn open(disk: F, dir: &Path) -> io::Result<Self> {
+        let notes = Notes::open(&disk, dir)?;
+        let shared = Shared { notes: Mutex::new(notes), failure: Mutex::default() };
+        Ok(Self { disk: Arc::new(disk), shared: Arc::new(shared) })
     }
 
     /// How far the files were flushed.
     pub(crate) fn ends(&self) -> Ends {
-        lock(&self.0.notes).ends.clone()
+        lock(&self.shared.notes).ends.clone()
     }
 
     /// Why a flush failed, if one did; what was written since the one before may be lost.
     pub(crate) fn failure(&self) -> Option<io::Error> {
         // Kept: there is no way back.
-        lock(&self.0.failure).as_ref().map(|error| match error.raw_os_error() {
+        lock(&self.shared.failure).as_ref().map(|error| match error.raw_os_error() {
             Some(code) => io::Error::from_raw_os_error(code),
             None => io::Error::new(error.kind(), error.to_string()),
         })
     }
 
-    fn handle<P: AsRef<Path>>(&self, path: P, disk: DiskHandle) -> LogHandle {
+    fn handle<P: AsRef<Path>>(&self, path: P, disk: F::Handle) -> LogHandle<F::Handle> {
         let file = LogFile::of(path.as_ref());
-        LogHandle { disk: Arc::new(disk), file, written: AtomicU64::new(0), shared: self.0.clone() }
+        LogHandle { disk: Arc::new(disk), file, written: AtomicU64::new(0), shared: self.shared.clone() }
     }
 }
 
-type DiskHandle = <DefaultFileSystem as FileSystem>::Handle;
-type DiskReader = <DefaultFileSystem as FileSystem>::Reader;
-type DiskWriter = <DefaultFileSystem as FileSystem>::Writer;
-
 /// An open file.
-pub(crate) struct LogHandle {
-    disk: Arc<DiskHandle>,
+pub(crate) struct LogHandle<H> {
+    disk: Arc<H>,
     file: Option<LogFile>,
     /// Length as written, in bytes; 0 before anything was.
     written: AtomicU64,
     shared: Arc<Shared>,
 }
 
-impl Handle for LogHandle {
+impl<H: Handle> Handle for LogHandle<H> {
     fn truncate(&self, offset: usize) -> io::Result<()> {
         self.disk.truncate(offset)?;
         self.written.store(offset as u64, Ordering::Relaxed);
@@ -215,14 +232,15 @@ impl Handle for LogHandle {
 }
 
 /// A place in a file that is written.
-pub(crate) struct LogWriter {
-    disk: DiskWriter,
-    handle: Arc<LogHandle>,
+pub(crate) struct LogWriter<H, W> {
+    disk: W,
+    handle: Arc<LogHandle<H>>,
     at: u64,
 }
 
-impl Write for LogWriter {
+impl<H, W: Write> Write for LogWriter<H, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.handle.shared.check()?;
         let count = self.disk.write(bytes)?;
         self.at += count as u64;
         self.handle.written.store(self.at, Ordering::Relaxed);
@@ -234,15 +252,16 @@ impl Write for LogWriter {
     }
 }
 
-impl Seek for LogWriter {
+impl<H, W: Seek> Seek for LogWriter<H, W> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.at = self.disk.seek(to)?;
         Ok(self.at)
     }
 }
 
-impl WriteExt for LogWriter {
+impl<H, W: WriteExt> WriteExt for LogWriter<H, W> {
     fn truncate(&mut self, offset: usize) -> io::Result<()> {
+        self.handle.shared.check()?;
         self.disk.truncate(offset)?;
         self.at = offset as u64;
         self.handle.written.store(self.at, Ordering::Relaxed);
@@ -254,46 +273,45 @@ impl WriteExt for LogWriter {
     }
 }
 
-impl FileSystem for LogFiles {
-    type Handle = LogHandle;
-    type Reader = DiskReader;
-    type Writer = LogWriter;
+impl<F: FileSystem + 'static> FileSystem for LogFiles<F> {
+    type Handle = LogHandle<F::Handle>;
+    type Reader = F::Reader;
+    type Writer = LogWriter<F::Handle, F::Writer>;
 
-    fn create<P: AsRef<Path>>(&self, path: P) -> io::Result<LogHandle> {
-        let disk = DefaultFileSystem.create(&path)?;
+    fn create<P: AsRef<Path>>(&self, path: P) -> io::Result<Self::Handle> {
+        let disk = self.disk.create(&path)?;
         Ok(self.handle(path, disk))
     }
 
-    fn open<P: AsRef<Path>>(&self, path: P, permission: Permission) -> io::Result<LogHandle> {
-        let disk = DefaultFileSystem.open(&path, permission)?;
+    fn open<P: AsRef<Path>>(&self, path: P, permission: Permission) -> io::Result<Self::Handle> {
+        let disk = self.disk.open(&path, permission)?;
         Ok(self.handle(path, disk))
     }
 
     fn delete<P: AsRef<Path>>(&self, path: P) -> io::Result<()> {
-        if self.0.failed() {
-            return Err(io::Error::other("a flush has failed: what the file holds may not be anywhere else"));
-        }
+        // What it holds may not be anywhere else.
+        self.shared.check()?;
         if let Some(file) = LogFile::of(path.as_ref()) {
-            self.0.note(|ends| {
+            self.shared.note(|ends| {
                 ends.remove(&file);
             });
             // Not even a power cut brings a note back whose file is gone. Whoever notes does not wait.
-            let notes = lock(&self.0.notes).file.try_clone()?;
-            notes.sync_data()?;
+            let flush = lock(&self.shared.notes).flush.clone();
+            flush()?;
         }
-        DefaultFileSystem.delete(path)
+        self.disk.delete(path)
     }
 
     fn rename<P: AsRef<Path>>(&self, from: P, to: P) -> io::Result<()> {
-        DefaultFileSystem.rename(from, to)
+        self.disk.rename(from, to)
     }
 
-    fn new_reader(&self, handle: Arc<LogHandle>) -> io::Result<DiskReader> {
-        DefaultFileSystem.new_reader(handle.disk.clone())
+    fn new_reader(&self, handle: Arc<Self::Handle>) -> io::Result<Self::Reader> {
+        self.disk.new_reader(handle.disk.clone())
     }
 
-    fn new_writer(&self, handle: Arc<LogHandle>) -> io::Result<LogWriter> {
-        let disk = DefaultFileSystem.new_writer(handle.disk.clone())?;
+    fn new_writer(&self, handle: Arc<Self::Handle>) -> io::Result<Self::Writer> {
+        let disk = self.disk.new_writer(handle.disk.clone())?;
         Ok(LogWriter { disk, handle, at: 0 })
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use perennial_core::id::{GroupId, LogIndex, Term};
 use perennial_core::replication::{Entry, GroupSeed, HardState, Persist, Truncate};
+use raft_engine::env::{DefaultFileSystem, FileSystem};
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
 use super::config::GroupConfig;
@@ -99,16 +100,24 @@ pub(crate) struct Recovered {
 }
 
 /// The log on disk.
-pub(crate) struct DiskLog {
-    engine: Arc<Engine<LogFiles>>,
-    files: LogFiles,
+pub(crate) struct DiskLog<F: FileSystem + 'static = DefaultFileSystem> {
+    engine: Arc<Engine<LogFiles<F>>>,
+    files: LogFiles<F>,
     batch: LogBatch,
 }
 
+#[cfg(test)]
 impl DiskLog {
     pub(crate) fn open(dir: &Path, file_bytes: u64, purge_bytes: u64) -> Result<Self, LogError> {
+        Self::open_on(DefaultFileSystem, dir, file_bytes, purge_bytes)
+    }
+}
+
+impl<F: FileSystem + 'static> DiskLog<F> {
+    /// Opens or makes the log in a folder of a file system.
+    pub(crate) fn open_on(disk: F, dir: &Path, file_bytes: u64, purge_bytes: u64) -> Result<Self, LogError> {
         std::fs::create_dir_all(dir).map_err(LogError::Read)?;
-        let files = LogFiles::open(dir).map_err(LogError::Read)?;
+        let files = LogFiles::open(disk, dir).map_err(LogError::Read)?;
         if let Some((file, offset)) = damage::find(dir, &files.ends()).map_err(LogError::Read)? {
             return Err(LogError::Damaged { file, offset });
         }
@@ -191,9 +200,9 @@ impl DiskLog {
             self.batch.put(region, KEY_HARD_STATE.to_vec(), words([term, vote, commit]))?;
             self.batch.add_entries::<EntryExt>(region, &p.entries)?;
         }
-        let bytes = self.engine.write(&mut self.batch, true)?;
+        let written = self.engine.write(&mut self.batch, true);
         flushed(&self.files)?;
-        Ok(bytes as u64)
+        Ok(written? as u64)
     }
 
     pub(crate) fn is_clean(&self) -> bool {
@@ -209,11 +218,13 @@ impl DiskLog {
             batch.put(t.group.raw(), KEY_TRUNCATED.to_vec(), words([t.index.0, t.term.0]))?;
             batch.add_command(t.group.raw(), Command::Compact { index: t.index.0 + 1 });
         }
-        self.engine.write(&mut batch, true)?;
-        flushed(&self.files)
+        let written = self.engine.write(&mut batch, true);
+        flushed(&self.files)?;
+        written?;
+        Ok(())
     }
 
-    pub(crate) fn purger(&self) -> Purger {
+    pub(crate) fn purger(&self) -> Purger<F> {
         Purger(self.engine.clone(), self.files.clone())
     }
 }
@@ -227,15 +238,14 @@ fn unreadable(dir: &Path, source: raft_engine::Error) -> LogError {
 }
 
 /// Nothing is durable that was written before a failed flush, whatever raft-engine says.
-fn flushed(files: &LogFiles) -> Result<(), LogError> {
+fn flushed<F: FileSystem + 'static>(files: &LogFiles<F>) -> Result<(), LogError> {
     files.failure().map_or(Ok(()), |error| Err(LogError::Flush(error)))
 }
 
 /// Removes old files of the log, off the replica thread.
-#[derive(Clone)]
-pub(crate) struct Purger(Arc<Engine<LogFiles>>, LogFiles);
+pub(crate) struct Purger<F: FileSystem + 'static = DefaultFileSystem>(Arc<Engine<LogFiles<F>>>, LogFiles<F>);
 
-impl Purger {
+impl<F: FileSystem + 'static> Purger<F> {
     /// Returns the groups that hold old files back.
     pub(crate) fn purge(&self) -> Result<Vec<GroupId>, LogError> {
         flushed(&self.1)?;

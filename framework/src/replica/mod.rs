@@ -19,6 +19,7 @@
 mod buffer;
 mod config;
 mod damage;
+mod disk;
 mod files;
 mod handle;
 mod inputs;
@@ -27,10 +28,14 @@ mod metrics;
 mod row_files;
 mod rows;
 mod snapshot;
+mod stores;
+mod tasks;
 mod thread;
+mod worker;
 
 pub use buffer::BufferedRows;
 pub use config::{GroupConfig, ReplicaConfig};
+pub use disk::{Disk, DiskFault};
 pub use handle::{
     BulkRefused, GroupEvent, GroupSink, Outbound, Refusal, ReplicaFault, ReplicaHandle, Unproposed,
 };
@@ -38,7 +43,10 @@ pub use log::LogError;
 pub use metrics::ReplicaMetrics;
 pub use rows::{FjallRows, GroupMeta, MemoryRows, Row, RowError, RowIter, RowStore};
 pub use snapshot::ChunkError;
-pub use thread::{MachineFactory, Replica};
+pub use stores::Stores;
+pub use tasks::Pace;
+pub use thread::Replica;
+pub use worker::MachineFactory;
 
 #[cfg(test)]
 mod damage_tests;

@@ -168,7 +168,7 @@ impl Cluster {
 
     fn stop(&self, member: MemberId) {
         let handle = self.world.handles.lock().unwrap().remove(&member).unwrap();
-        handle.stop();
+        handle.end();
         self.world.events.lock().unwrap().retain(|(m, ..)| *m != member);
     }
 
@@ -648,7 +648,7 @@ fn fails_to_flush(break_disk: fn(&Path)) -> ReplicaFault {
         };
         events.iter().filter_map(told).max()
     });
-    cluster.handle(leader).join();
+    block(cluster.handle(leader).stop());
     cluster.world.handles.lock().unwrap().remove(&leader);
     cluster.world.events.lock().unwrap().retain(|(member, ..)| *member != leader);
     let others: Vec<_> = ALL.into_iter().filter(|member| *member != leader).collect();
