@@ -118,6 +118,12 @@ impl Disk {
         self.lock().fault = fault;
     }
 
+    /// The rows that are durable, and checkpoints, by their whole keys.
+    #[must_use]
+    pub fn rows(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        self.lock().rows.clone()
+    }
+
     /// Flushes that were carried out.
     #[must_use]
     pub fn flushes(&self) -> u64 {
