@@ -71,7 +71,7 @@ impl Faults {
         if safety && self.random.random_ratio(1, PERIOD_MS) {
             self.hit(world);
         }
-        if world.now % LOOK_MS == 0 {
+        if world.now.is_multiple_of(LOOK_MS) {
             for at in 0..world.hosts.len() {
                 let Some(why) = world.ended(at) else { continue };
                 world.say(&format!("{} has ended: {why}", world.hosts[at].id));
