@@ -256,6 +256,7 @@ impl World {
                 id,
                 disk,
                 life: Life::Down,
+                damaged: false,
                 skew_ms: 0,
                 rate: 1000,
                 lived: 0,

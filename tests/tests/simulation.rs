@@ -1,0 +1,65 @@
+//! A few seeds of the simulation, and what it must find. More of them: `tests/README.md`.
+
+use std::process::{Command, Output};
+
+/// Seeds that are always run, the first ones there are.
+const SEEDS: &str = "12";
+
+fn simulate(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_simulate")).args(arguments).output().expect("the simulation can be started")
+}
+
+fn ends_well(arguments: &[&str]) -> String {
+    let output = simulate(arguments);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+#[test]
+fn the_first_seeds_keep_every_promise() {
+    ends_well(&["--seeds", SEEDS]);
+}
+
+#[test]
+fn seeds_that_once_found_something_keep_every_promise() {
+    let seeds = include_str!("../seeds.txt").lines().filter(|line| !line.starts_with('#'));
+    let seeds: Vec<_> = seeds.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(!seeds.is_empty());
+    for seed in seeds {
+        ends_well(&["--seed", seed]);
+    }
+}
+
+#[test]
+fn the_same_seed_twice_gives_the_same_bytes() {
+    let once = ends_well(&["--seed", "4"]);
+    assert!(once.contains("digest"), "{once}");
+    assert_eq!(once, ends_well(&["--seed", "4"]));
+}
+
+/// Plants a mistake, which a seed finds that is known to.
+fn found(control: &str, seed: &str) {
+    let text = ends_well(&["--control", control, "--from", seed, "--seeds", "1"]);
+    assert!(text.contains("is found by seed"), "{text}");
+}
+
+#[test]
+fn a_disk_that_lies_is_found() {
+    found("flush-skipped", "2");
+}
+
+#[test]
+fn forgotten_replies_are_found() {
+    found("dedup-off", "2");
+}
+
+#[test]
+fn entries_in_the_wrong_order_are_found() {
+    found("out-of-order", "1");
+}
+
+#[test]
+fn answers_before_the_commit_are_found() {
+    found("early-answer", "1");
+}
