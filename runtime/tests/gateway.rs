@@ -282,7 +282,7 @@ async fn start() -> Setting {
 async fn start_with(config: GatewayConfig) -> Setting {
     let fake = Fake::new(shop());
     let gateway = Gateway::bind(loopback(), fake.clone(), config).await.unwrap();
-    let base = format!("http://{}", gateway.address());
+    let base = format!("http://{}", gateway.address().unwrap());
     let http = Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap();
     Setting { fake, gateway, http, base }
 }
@@ -316,7 +316,7 @@ impl Setting {
     }
 
     async fn raw(&self, bytes: &[u8]) -> TcpStream {
-        let mut stream = TcpStream::connect(self.gateway.address()).await.unwrap();
+        let mut stream = TcpStream::connect(self.gateway.address().unwrap()).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         stream
     }
@@ -612,7 +612,7 @@ async fn calls_above_the_limit_are_refused_at_once() {
 async fn connections_above_the_cap_are_told_so_and_closed() {
     let s = start_with(GatewayConfig { connections_max: 1, ..GatewayConfig::default() }).await;
     let held = s.hold(true).await;
-    let told = read_all(TcpStream::connect(s.gateway.address()).await.unwrap()).await;
+    let told = read_all(TcpStream::connect(s.gateway.address().unwrap()).await.unwrap()).await;
     assert!(told.starts_with("HTTP/1.1 503") && told.contains("retry-after: 1"), "{told}");
     s.fake.held.release.add_permits(1);
     assert_eq!(held.await.unwrap().status(), StatusCode::OK);
@@ -788,7 +788,7 @@ async fn a_stop_lets_calls_finish_and_ends_streams() {
     let s = start_with(GatewayConfig { header_read_timeout: GRACE, ..GatewayConfig::default() }).await;
     let stream = s.get("/v1/Cart/a/events").await;
     let held = s.hold(true).await;
-    let (address, release) = (s.gateway.address(), Arc::clone(&s.fake.held));
+    let (address, release) = (s.gateway.address().unwrap(), Arc::clone(&s.fake.held));
     let idle = s.raw(b"").await;
     let stop = tokio::spawn(s.gateway.stop(GRACE));
     events(stream, "").await;
@@ -825,7 +825,7 @@ async fn a_dropped_gateway_leaves_nothing_behind() {
 #[tokio::test]
 async fn what_cannot_start_says_why() {
     let s = start().await;
-    let taken = s.gateway.address();
+    let taken = s.gateway.address().unwrap();
     let error = Gateway::bind(taken, s.fake.clone(), GatewayConfig::default()).await.err().unwrap();
     assert!(matches!(error, GatewayError::Listen { address, .. } if address == taken), "{error}");
     for app in [

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -17,7 +17,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::Gate;
 use super::errors::Problem;
-use super::routes::{IDEMPOTENCY_KEY, LAST_EVENT_ID, NODE, PARTITION, RETRIES, TIMEOUT_MS};
+use super::routes::{IDEMPOTENCY_KEY, LAST_EVENT_ID, NODE, PARTITION, RETRIES, TIMEOUT_MS, single};
 
 /// How long a browser may remember that it may call.
 const PREFLIGHT_AGE_MAX: Duration = Duration::from_secs(600);
@@ -32,7 +32,7 @@ pub(super) fn cors(gate: &Arc<Gate>) -> CorsLayer {
             allowed(&gate.config.origins_allowed, origin, &request.headers)
         }))
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([CONTENT_TYPE, IDEMPOTENCY_KEY, LAST_EVENT_ID, TIMEOUT_MS])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE, IDEMPOTENCY_KEY, LAST_EVENT_ID, TIMEOUT_MS])
         .expose_headers([NODE, PARTITION, RETRIES, RETRY_AFTER])
         .max_age(PREFLIGHT_AGE_MAX)
 }
@@ -45,7 +45,8 @@ pub(super) async fn guard(
     next: Next,
 ) -> Result<Response, Problem> {
     let headers = request.headers();
-    if let Some(origin) = headers.get(ORIGIN).filter(|_| !request.method().is_safe()) {
+    single(headers, &HOST, "Host")?;
+    if let Some(origin) = single(headers, &ORIGIN, "Origin")?.filter(|_| !request.method().is_safe()) {
         let same = headers.get(SEC_FETCH_SITE).is_some_and(|site| site == "same-origin");
         if !same && !allowed(&gate.config.origins_allowed, origin, headers) {
             return Err(Problem::ForeignOrigin {

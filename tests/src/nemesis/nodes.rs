@@ -207,7 +207,7 @@ impl Node {
         // `ip netns exec` becomes the program: the process id is the node's.
         let mut args: Vec<String> = ["netns", "exec"].map(Into::into).into();
         args.extend([net.node(at), options.exe.display().to_string()]);
-        args.extend(["serve", "--exit-with-stdin", "--http-public"].map(Into::into));
+        args.extend(["serve", "--exit-with-stdin", "--http-insecure"].map(Into::into));
         for (flag, value) in [
             ("--node-id", id.to_string()),
             ("--listen", node_address(at)),
