@@ -18,7 +18,9 @@ use perennial::node::Backend;
 use perennial::schema::{Type, Types};
 use perennial::status::ClusterStatus;
 use perennial::{App, Asset, Ctx, Data, Fault, Format};
-use perennial_runtime::gateway::{Gateway, GatewayConfig, GatewayError, STATUS_IN_FLIGHT_MAX};
+use perennial_runtime::gateway::{
+    AdminConfig, Gateway, GatewayConfig, GatewayError, NewKey, Policy, STATUS_IN_FLIGHT_MAX,
+};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -955,4 +957,122 @@ async fn pages_of_this_host_may_call_and_foreign_ones_may_not_write() {
     assert!(headers.contains("idempotency-key"), "{headers}");
     let response = preflight("https://evil.example").await.unwrap();
     assert!(response.headers().get("access-control-allow-origin").is_none());
+}
+
+// ---- who may do what ----
+
+/// A gateway with a policy: `reader` may find and follow in carts whose key begins with `eu/`, everybody
+/// may add to the cart `open`. Gives the reader's key.
+async fn start_guarded() -> (Setting, String) {
+    let key = NewKey::make("reader").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("policy.toml");
+    let text = format!(
+        "[[key]]\nname = \"reader\"\nsha256 = \"{}\"\ngroups = [\"eu\"]\n\n\
+         [[allow]]\nwho = [\"group:eu\"]\nkind = \"Cart\"\nmethods = [\"find\", \"events\"]\nkey_prefix = \"eu/\"\n\n\
+         [[allow]]\nwho = \"anonymous\"\nkind = \"*\"\nmethods = \"add\"\nkey = \"open\"\n",
+        key.sha256
+    );
+    std::fs::write(&path, text).unwrap();
+    let policy = Policy::read(&path, shop().kinds()).unwrap();
+    let config = GatewayConfig {
+        policy: Some(Arc::new(policy)),
+        admin: Some(AdminConfig { address: loopback(), tls: None }),
+        calls_of_one_max: 1,
+        ..GatewayConfig::default()
+    };
+    (start_with(config).await, format!("Bearer {}", key.key))
+}
+
+impl Setting {
+    async fn get_as(&self, key: &str, path: &str) -> Response {
+        self.http.get(format!("{}{path}", self.base)).header("authorization", key).send().await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn what_no_rule_allows_never_reaches_the_backend() {
+    let (s, key) = start_guarded().await;
+    for path in
+        ["/v1/Cart/eu%2Fa/find", "/v1/Nothing/open/find", "/v1/Cart/open/events", "/v1/Cart/open/nothing"]
+    {
+        let response = s.get(path).await;
+        assert_eq!(response.headers()["www-authenticate"], "Bearer realm=\"perennial\"");
+        refused(response, 401, "not_authenticated").await;
+    }
+    refused(s.post("/v1/Cart/eu%2Fa/add", "not even JSON").await, 401, "not_authenticated").await;
+    for path in ["/v1/Cart/us%2Fa/find", "/v1/Cart/eu/find", "/v1/Cart/eu%2Fa/add", "/v1/Cart/us%2Fa/events"]
+    {
+        let body = refused(s.get_as(&key, path).await, 403, "forbidden").await;
+        assert!(body["message"].as_str().unwrap().starts_with("key:reader may not"), "{body}");
+    }
+    let response = s.get_as("Bearer perennial_reader_0", "/v1/Cart/open/add").await;
+    let challenge = response.headers()["www-authenticate"].to_str().unwrap().to_owned();
+    assert!(challenge.contains("error=\"invalid_token\""), "{challenge}");
+    refused(response, 401, "bad_credentials").await;
+    assert!(s.fake.calls.lock().unwrap().is_empty() && s.fake.subscriptions.lock().unwrap().is_empty());
+
+    assert_eq!(s.get_as(&key, "/v1/Cart/eu%2Fa/find").await.status(), StatusCode::OK);
+    assert_eq!(s.get_as(&key, "/v1/Cart/eu%2Fa/events").await.status(), StatusCode::OK);
+    assert_eq!(s.post("/v1/Cart/open/add", "{}").await.status(), StatusCode::OK, "anonymous may");
+    assert_eq!(s.get_as(&key, "/v1/Cart/open/add").await.status(), StatusCode::OK, "so everybody may");
+}
+
+#[tokio::test]
+async fn with_a_policy_the_cluster_is_told_of_at_the_admin_port_only() {
+    let (s, key) = start_guarded().await;
+    for path in ["/", "/metrics", "/v1/status", "/v1/kinds"] {
+        refused(s.get_as(&key, path).await, 404, "no_route").await;
+    }
+    assert_eq!(s.get("/shop/").await.status(), StatusCode::OK, "pages are for everybody");
+    assert_eq!(s.get("/readyz").await.text().await.unwrap(), "{\"status\":\"ready\"}");
+    *s.fake.ready.lock().unwrap() = Err("partition 3 has no leader".into());
+    let told = refused(s.get("/readyz").await, 503, "not_ready").await;
+    assert!(!told.to_string().contains("partition 3"), "{told}");
+
+    let admin = format!("http://{}", s.gateway.admin().unwrap());
+    let get = |path: &str| s.http.get(format!("{admin}{path}")).send();
+    let told = refused(get("/readyz").await.unwrap(), 503, "not_ready").await;
+    assert!(told.to_string().contains("partition 3"), "{told}");
+    for path in ["/livez", "/metrics", "/v1/status", "/v1/kinds"] {
+        assert_eq!(get(path).await.unwrap().status(), StatusCode::OK, "{path}");
+    }
+    for path in ["/", "/shop/", "/v1/Cart/open/add"] {
+        refused(get(path).await.unwrap(), 404, "no_route").await;
+    }
+}
+
+#[tokio::test]
+async fn a_browser_may_send_credentials_from_an_origin_that_may_call() {
+    let (s, _) = start_guarded().await;
+    let preflight = s
+        .http
+        .request(reqwest::Method::OPTIONS, format!("{}/v1/Cart/eu%2Fa/find", s.base))
+        .header("origin", "http://127.0.0.1:8081")
+        .header("access-control-request-method", "GET")
+        .header("access-control-request-headers", "authorization");
+    let response = preflight.send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK, "a preflight has no credentials");
+    let headers = response.headers()["access-control-allow-headers"].to_str().unwrap();
+    assert!(headers.contains("authorization"), "{headers}");
+}
+
+#[tokio::test]
+async fn a_caller_at_its_share_leaves_others_theirs() {
+    let (s, key) = start_guarded().await;
+    s.fake.answers("find", Answer::Ok(Bytes::from_static(b"1")));
+    let url = format!("{}/v1/Cart/open/add", s.base);
+    let body = stream::pending::<Result<&'static str, std::io::Error>>();
+    let request = s.http.post(url).body(reqwest::Body::wrap_stream(body));
+    let slow = tokio::spawn(request.send());
+    let admin = format!("http://{}/metrics", s.gateway.admin().unwrap());
+    let in_flight = async || {
+        let text = s.http.get(&admin).send().await.unwrap().text().await.unwrap();
+        text.lines().any(|line| line == "perennial_gateway_calls_in_flight 1")
+    };
+    while !in_flight().await {}
+    let body = refused(s.post("/v1/Cart/open/add", "{}").await, 429, "your_share").await;
+    assert_eq!((&body["applied"], &body["retryable"]), (&json!("no"), &json!(true)));
+    assert_eq!(s.get_as(&key, "/v1/Cart/eu%2Fa/find").await.status(), StatusCode::OK);
+    slow.abort();
 }

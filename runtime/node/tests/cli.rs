@@ -201,7 +201,7 @@ keys = \"x\"
     for part in [
         "policy.toml line 3: sha256 is not 64",
         "policy.toml line 6: no [[key]] is named \"shopweb\"",
-        "policy.toml line 7: there is no actor type \"Crt\"",
+        "policy.toml line 7: unknown kind \"Crt\"",
         "policy.toml line 13: Cart has no handler \"ad\"; there are: ",
         "policy.toml line 14: key_prefix \"{sub}\" would let al reach alice",
         "policy.toml line 14: \"{sub}\" is for holders of tokens",
