@@ -462,7 +462,7 @@ async fn bad_bodies_are_refused_with_the_reason_and_never_reach_an_actor() {
     let chunks = stream::iter((0..100).map(|_| Ok::<_, std::io::Error>("0123456789")));
     refused(s.post(add, reqwest::Body::wrap_stream(chunks)).await, 413, "body_too_large").await;
     let waits =
-        b"POST /v1/Cart/a/add HTTP/1.1\r\nhost: x\r\ncontent-length: 65\r\nexpect: 100-continue\r\n\r\n";
+        b"POST /v1/Cart/a/add HTTP/1.1\r\nhost: localhost\r\ncontent-length: 65\r\nexpect: 100-continue\r\n\r\n";
     let told = read_all(s.raw(waits).await).await;
     assert!(told.starts_with("HTTP/1.1 413"), "{told}");
     assert!(s.fake.calls.lock().unwrap().is_empty());
@@ -624,7 +624,7 @@ async fn connections_above_the_cap_are_told_so_and_closed() {
 async fn a_head_that_does_not_come_or_is_too_large_ends_the_connection() {
     let config = GatewayConfig { header_read_timeout: Duration::from_millis(20), ..GatewayConfig::default() };
     let s = start_with(config).await;
-    for sent in ["", "POST /v1/Cart/a/add HTTP/1.1\r\nhost: x\r\nslow: "] {
+    for sent in ["", "POST /v1/Cart/a/add HTTP/1.1\r\nhost: localhost\r\nslow: "] {
         let told = read_all(s.raw(sent.as_bytes()).await).await;
         assert!(!told.starts_with("HTTP/1.1 2"), "{told}");
     }
@@ -642,7 +642,8 @@ async fn a_body_that_does_not_come_is_408_and_gives_its_permit_back() {
         ..GatewayConfig::default()
     };
     let s = start_with(config).await;
-    let slow = "POST /v1/Cart/a/add HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\nconnection: close\r\n\r\n{";
+    let slow =
+        "POST /v1/Cart/a/add HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\nconnection: close\r\n\r\n{";
     let told = read_all(s.raw(slow.as_bytes()).await).await;
     assert!(told.starts_with("HTTP/1.1 408") && told.contains("\"body_slow\""), "{told}");
     assert_eq!(s.post("/v1/Cart/a/add", "{}").await.status(), StatusCode::OK);
@@ -654,7 +655,7 @@ async fn status_requests_are_limited_in_number_and_time() {
     s.fake.status_hangs.store(true, Ordering::Relaxed);
     let mut waiting = Vec::new();
     for _ in 0..STATUS_IN_FLIGHT_MAX {
-        waiting.push(s.raw(b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n").await);
+        waiting.push(s.raw(b"GET /v1/status HTTP/1.1\r\nhost: localhost\r\n\r\n").await);
         Held::seen(&s.fake.held.entered).await;
     }
     refused(s.get("/v1/status").await, 429, "busy").await;
@@ -668,7 +669,8 @@ async fn status_requests_are_limited_in_number_and_time() {
 #[tokio::test]
 async fn a_write_goes_on_when_its_client_leaves() {
     let s = start().await;
-    let client = s.raw(b"POST /v1/Cart/a/hold HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n").await;
+    let client =
+        s.raw(b"POST /v1/Cart/a/hold HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n").await;
     Held::seen(&s.fake.held.entered).await;
     drop(client);
     let gone = "perennial_gateway_requests_total{route=\"call\",kind=\"Cart\",status=\"gone\"}";
@@ -682,7 +684,7 @@ async fn a_write_goes_on_when_its_client_leaves() {
 #[tokio::test]
 async fn a_read_ends_when_its_client_leaves() {
     let s = start().await;
-    let client = s.raw(b"GET /v1/Cart/a/hold HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let client = s.raw(b"GET /v1/Cart/a/hold HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     Held::seen(&s.fake.held.entered).await;
     drop(client);
     Held::seen(&s.fake.held.dropped).await;
@@ -817,7 +819,7 @@ async fn calls_beyond_the_grace_of_a_stop_are_answered() {
 #[tokio::test]
 async fn a_dropped_gateway_leaves_nothing_behind() {
     let s = start().await;
-    let stream = s.raw(b"GET /v1/Cart/a/hold HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let stream = s.raw(b"GET /v1/Cart/a/hold HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     Held::seen(&s.fake.held.entered).await;
     drop(s.gateway);
     Held::seen(&s.fake.held.dropped).await;
@@ -1075,4 +1077,32 @@ async fn a_caller_at_its_share_leaves_others_theirs() {
     assert_eq!((&body["applied"], &body["retryable"]), (&json!("no"), &json!(true)));
     assert_eq!(s.get_as(&key, "/v1/Cart/eu%2Fa/find").await.status(), StatusCode::OK);
     slow.abort();
+}
+
+#[tokio::test]
+async fn a_name_that_was_pointed_to_loopback_is_not_this_gateways() {
+    let config =
+        GatewayConfig { origins_allowed: vec!["https://shop.example".into()], ..GatewayConfig::default() };
+    let s = start_with(config).await;
+    let as_host = |host: &'static str, post: bool| {
+        let url = format!("{}/v1/Cart/a/find", s.base);
+        let request =
+            if post { s.http.post(url).header("origin", format!("http://{host}")) } else { s.http.get(url) };
+        request.header("host", host).send()
+    };
+    for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example"] {
+        for post in [true, false] {
+            refused(as_host(host, post).await.unwrap(), 421, "foreign_host").await;
+        }
+    }
+    assert!(s.fake.calls.lock().unwrap().is_empty());
+    for host in ["localhost:8080", "127.0.0.1", "[::1]:8080", "10.0.0.1", "shop.localhost", "SHOP.example"] {
+        assert_eq!(as_host(host, false).await.unwrap().status(), StatusCode::OK, "{host}");
+    }
+    let health = s.http.get(format!("{}/readyz", s.base)).header("host", "balancer").send().await.unwrap();
+    assert_eq!(health.status(), StatusCode::OK);
+    let (s, key) = start_guarded().await;
+    let url = format!("{}/v1/Cart/eu%2Fa/find", s.base);
+    let named = s.http.get(url).header("host", "shop.example").header("authorization", key);
+    assert_eq!(named.send().await.unwrap().status(), StatusCode::OK, "with a policy names do not matter");
 }

@@ -52,6 +52,8 @@ pub(super) enum Problem {
     Forbidden { who: String, what: String },
     #[error("pages of {origin} may not call this gateway; its operator can allow that origin")]
     ForeignOrigin { origin: String },
+    #[error("{host:?} is no name of this port; its operator can allow an origin of that host")]
+    ForeignHost { host: String },
     #[error("nothing is here; there are: {}", ROUTES.join(", "))]
     NoRoute,
     #[error("the page {mount:?} has no file {file:?}")]
@@ -90,6 +92,7 @@ impl Problem {
             Self::BodySlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::NotAuthenticated | Self::BadCredentials(_) => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } | Self::ForeignOrigin { .. } => StatusCode::FORBIDDEN,
+            Self::ForeignHost { .. } => StatusCode::MISDIRECTED_REQUEST,
             Self::NoRoute | Self::NoFile { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Busy { .. } | Self::YourShare { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -116,6 +119,7 @@ impl Problem {
             Self::BadCredentials(_) => "bad_credentials",
             Self::Forbidden { .. } => "forbidden",
             Self::ForeignOrigin { .. } => "foreign_origin",
+            Self::ForeignHost { .. } => "foreign_host",
             Self::NoRoute => "no_route",
             Self::NoFile { .. } => "no_file",
             Self::MethodNotAllowed => "method_not_allowed",

@@ -212,7 +212,7 @@ impl Gateway {
         let mut entrances = Vec::new();
         if let Some(address) = address.into() {
             let entrance = Entrance {
-                router: routes::router(gate)?,
+                router: routes::router(gate, address)?,
                 tls: gate.config.tls.clone().map(Into::into),
                 connections: Arc::clone(&gate.connections),
             };
@@ -223,7 +223,7 @@ impl Gateway {
         if let Some(admin) = &gate.config.admin {
             let connections = (Limit::AdminConnections, ADMIN_CONNECTIONS_MAX);
             let entrance = Entrance {
-                router: routes::admin_router(gate),
+                router: routes::admin_router(gate, admin),
                 tls: admin.tls.clone().map(Into::into),
                 connections: Quota::new(connections, connections),
             };

@@ -4,7 +4,12 @@
 //! may write, and read answers, only if it comes from the gateway's own host name (any port: that of
 //! another node's gateway; the loopback names count as one) or from an origin the operator allows.
 //! Requests without `Origin` (programs, the address bar) are not concerned.
+//!
+//! A page can also make its own name point to this machine (DNS rebinding), and then is of the gateway's own
+//! host name. A port that is open to everybody on loopback therefore answers only to names that cannot be
+//! pointed elsewhere: those of loopback, addresses, and the hosts of allowed origins.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +40,34 @@ pub(super) fn cors(gate: &Arc<Gate>) -> CorsLayer {
         .allow_headers([AUTHORIZATION, CONTENT_TYPE, IDEMPOTENCY_KEY, LAST_EVENT_ID, TIMEOUT_MS])
         .expose_headers([NODE, PARTITION, RETRIES, RETRY_AFTER])
         .max_age(PREFLIGHT_AGE_MAX)
+}
+
+/// Refuses requests for a host name that anybody may have pointed here. Health checks may use any.
+pub(super) async fn known_host(
+    State(gate): State<Arc<Gate>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let asked = single(request.headers(), &HOST, "Host")?.map(HeaderValue::as_bytes).unwrap_or_default();
+    let asked = String::from_utf8_lossy(asked);
+    let health = matches!(request.uri().path(), "/livez" | "/readyz");
+    if health || asked.is_empty() || is_known(&gate.config.origins_allowed, &asked) {
+        return Ok(next.run(request).await);
+    }
+    Err(Problem::ForeignHost { host: asked.into_owned() })
+}
+
+fn is_known(listed: &[String], asked: &str) -> bool {
+    let Some(asked) = asked.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_ascii_lowercase))
+    else {
+        return false;
+    };
+    let address = asked.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok();
+    let listed = || listed.iter().filter_map(|origin| origin.parse::<Uri>().ok());
+    address
+        || loopback(&asked)
+        || asked.ends_with(".localhost")
+        || listed().any(|known| known.host().is_some_and(|known| known.eq_ignore_ascii_case(&asked)))
 }
 
 /// Refuses writes that a foreign page makes its visitor's browser send. (Reads need no refusal: the

@@ -4,6 +4,7 @@
 //! answer leaves as the backend gives it. A client that leaves stops its read; its write goes on to
 //! its end, and keeps its permit until then.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,8 +30,8 @@ use super::auth::{Caller, ClientAddress, Principal};
 use super::errors::Problem;
 use super::quota::Share;
 use super::{
-    CALL_TIMEOUT_MAX, Gate, GatewayError, IDEMPOTENCY_KEY_BYTES_MAX, Limit, arguments, metrics, origin,
-    pages, sse,
+    AdminConfig, CALL_TIMEOUT_MAX, Gate, GatewayError, IDEMPOTENCY_KEY_BYTES_MAX, Limit, arguments, metrics,
+    origin, pages, sse,
 };
 use crate::idempotency::keyed_request;
 
@@ -70,7 +71,7 @@ const ANSWER_SLACK: Duration = Duration::from_secs(1);
 const BODY_DISCARD_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// All routes with their layers. With a policy, what tells of the cluster is at the admin port only.
-pub(super) fn router(gate: &Arc<Gate>) -> Result<Router, GatewayError> {
+pub(super) fn router(gate: &Arc<Gate>, address: SocketAddr) -> Result<Router, GatewayError> {
     let mut router = Router::new()
         .route("/livez", get(live))
         .route("/readyz", get(ready))
@@ -85,11 +86,12 @@ pub(super) fn router(gate: &Arc<Gate>) -> Result<Router, GatewayError> {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(Arc::clone(gate), origin::guard))
         .layer(origin::cors(gate));
-    Ok(observed(router, gate))
+    let open = address.ip().is_loopback() && gate.config.policy.is_none();
+    Ok(observed(router, gate, open))
 }
 
 /// The routes of the admin port. No page may read them from a browser, and nothing here changes anything.
-pub(super) fn admin_router(gate: &Arc<Gate>) -> Router {
+pub(super) fn admin_router(gate: &Arc<Gate>, admin: &AdminConfig) -> Router {
     let router = Router::new()
         .route("/livez", get(live))
         .route("/readyz", get(ready_or_why))
@@ -97,7 +99,7 @@ pub(super) fn admin_router(gate: &Arc<Gate>) -> Router {
         .fallback(async || Problem::NoRoute)
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
         .layer(CatchPanicLayer::custom(panicked));
-    observed(router, gate)
+    observed(router, gate, admin.tls.is_none())
 }
 
 /// What tells of the node and its cluster.
@@ -108,7 +110,11 @@ fn telling() -> Router<Arc<Gate>> {
         .route("/v1/kinds", get(pages::kinds))
 }
 
-fn observed(router: Router<Arc<Gate>>, gate: &Arc<Gate>) -> Router {
+/// With what every port has. An `open` one is reached by every page of this machine's browsers.
+fn observed(mut router: Router<Arc<Gate>>, gate: &Arc<Gate>, open: bool) -> Router {
+    if open {
+        router = router.layer(from_fn_with_state(Arc::clone(gate), origin::known_host));
+    }
     router.layer(from_fn_with_state(Arc::clone(gate), metrics::observe)).with_state(Arc::clone(gate))
 }
 
