@@ -140,8 +140,8 @@ impl Authority {
         if let Some(path) = [&cert, &key].into_iter().find(|path| path.exists()) {
             return Err(CertsError::AuthorityExists { path: path.clone() });
         }
-        write(&key, &self.issuer.key().serialize_pem(), Mode::Secret, false)?;
-        write(&cert, &self.pem, Mode::Public, false)
+        write(&key, &self.issuer.key().serialize_pem(), Mode::Secret)?;
+        write(&cert, &self.pem, Mode::Public)
     }
 
     /// Reads `ca.pem` and `ca.key` from a folder.
@@ -211,8 +211,8 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate().map_err(make)?;
         let cert = params.signed_by(&key, &self.issuer).map_err(make)?;
-        write(&files.cert, &cert.pem(), Mode::Public, renew)?;
-        write(&files.key, &key.serialize_pem(), Mode::Secret, renew)?;
+        write(&files.cert, &cert.pem(), Mode::Public)?;
+        write(&files.key, &key.serialize_pem(), Mode::Secret)?;
         Ok(files)
     }
 }
@@ -239,7 +239,7 @@ pub fn throwaway(dir: &Path, nodes: &[NodeId], client: &str) -> Result<Throwaway
     }
     make_folder(dir)?;
     let ca = Authority::make("perennial throw-away authority", THROWAWAY_DAYS)?;
-    write(&dir.join(CA_CERT), &ca.pem, Mode::Public, true)?;
+    write(&dir.join(CA_CERT), &ca.pem, Mode::Public)?;
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
     let mut issued = BTreeMap::new();
     for node in nodes {
@@ -278,18 +278,19 @@ enum Mode {
     Secret = 0o600,
 }
 
-fn write(path: &Path, text: &str, mode: Mode, replace: bool) -> Result<(), CertsError> {
+/// Writes beside and renames, so that a file is there whole or not at all, with its mode.
+fn write(path: &Path, text: &str, mode: Mode) -> Result<(), CertsError> {
+    let beside = path.with_added_extension("new");
     let written = || {
-        if replace {
-            // A file of an earlier time keeps its mode when truncated, so it goes first.
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+        match std::fs::remove_file(&beside) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(mode as u32).open(path)?;
-        file.write_all(text.as_bytes())
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(mode as u32).open(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)
     };
     written().map_err(|source| CertsError::Write { path: path.to_owned(), source })
 }

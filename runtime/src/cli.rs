@@ -324,7 +324,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     (
         "cert",
         &[
-            "$ cert ca --dir certs                                (once; keep certs/ca.key off the nodes)",
+            "$ cert ca --dir certs",
             "$ cert node n1 n2 n3 --dir certs",
             "$ cert node n1 --dir certs --renew --name db1.example",
             "$ cert client backoffice --dir certs",

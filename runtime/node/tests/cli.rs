@@ -58,7 +58,7 @@ fn a_wrong_command_line_is_a_usage_error() {
         &["status", "--address", "127.0.0.1:1"],
         &["bench", "--idle", "--hot"],
         &["serve", "--node-id", "N 1"],
-        &["cert"],
+        &["cert", "nodes"],
         &["cert", "node", "--dir", "nowhere"],
         &["key", "Shop Web"],
     ] {
