@@ -664,6 +664,14 @@ async fn slow_clients(world: &World, bystander: &mut Bystander) {
         told.is("a slow body", 408, "body_slow");
     }
 
+    // The clocks may be 30 s apart, so this token is good for some seconds more.
+    let now = jsonwebtoken::get_current_timestamp();
+    let ending = world.token(|_, claims| claims["exp"] = json!(now - 22));
+    let mut outlived =
+        world.sent(&request("GET /v1/Note/own%2Fann%2Fa/events", &[("authorization", &ending)], "")).await;
+    assert_eq!(read_one(&mut outlived).await.status, 200);
+    to_the_end(&mut outlived).await; // a stream does not outlive its token
+
     let mut stalled = world.sent(&request("GET /large/", &[], "")).await;
     while world.refused("time without taking an answer").await == 0 {
         bystander.is_served().await;

@@ -1,8 +1,8 @@
 //! An actor's committed events as Server-Sent Events.
 //!
 //! Owns the translation of positions (`id: INDEX-N`, `Last-Event-ID`, `?from=`) and of events to JSON;
-//! resuming over failovers is the backend's. A stream ends with an `event: fault` item or with the
-//! gateway; browsers then come back by themselves with the last id they saw.
+//! resuming over failovers is the backend's. A stream ends with an `event: fault` item, with the gateway
+//! or with the caller's token; browsers then come back by themselves with the last id they saw.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use futures_util::{StreamExt, stream};
 use perennial::Fault;
 use perennial::actor::Kind;
 use perennial::call::{ActorId, EventId, EventItem, EventStream, EventsFrom};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Gate;
@@ -46,6 +47,7 @@ pub(super) async fn events(
         events: gate.backend.subscribe(actor, from),
         kind,
         closing: gate.stages.closing.clone(),
+        ends: caller.ends,
         _share: share,
     };
     // Sent at once, so that client and proxies know the stream is open.
@@ -84,14 +86,22 @@ struct Following {
     events: EventStream,
     kind: Arc<dyn Kind>,
     closing: CancellationToken,
+    ends: Option<Instant>,
     _share: Share,
 }
 
 async fn next(following: Option<Following>) -> Option<(Event, Option<Following>)> {
     let mut following = following?;
+    let ended = async {
+        match following.ends {
+            Some(ends) => tokio::time::sleep_until(ends).await,
+            None => std::future::pending().await,
+        }
+    };
     let item = tokio::select! {
         biased;
         () = following.closing.cancelled() => return None,
+        () = ended => return None,
         item = following.events.next() => item?,
     };
     match item.and_then(|item| render(&*following.kind, &item)) {

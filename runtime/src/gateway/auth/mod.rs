@@ -19,6 +19,7 @@ use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
+use tokio::time::Instant;
 
 use super::Gate;
 use super::errors::Problem;
@@ -73,6 +74,8 @@ impl fmt::Display for Principal {
 pub(super) struct Caller {
     pub(super) principal: Principal,
     groups: Arc<[String]>,
+    /// When the credentials end, if they do: what goes on for long must not go on beyond.
+    pub(super) ends: Option<Instant>,
 }
 
 /// The address a connection comes from, as the system tells it. Put beside each request by the server.
@@ -85,7 +88,7 @@ impl FromRequestParts<Arc<Gate>> for Caller {
     async fn from_request_parts(parts: &mut Parts, gate: &Arc<Gate>) -> Result<Self, Problem> {
         let &ClientAddress(address) =
             parts.extensions.get().expect("the server puts the address beside each request");
-        let anonymous = Self { principal: Principal::at(address), groups: Arc::default() };
+        let anonymous = Self { principal: Principal::at(address), groups: Arc::default(), ends: None };
         let Some(policy) = &gate.config.policy else { return Ok(anonymous) };
         match policy.authenticate(&parts.headers) {
             Ok(known) => Ok(known.unwrap_or(anonymous)),
@@ -177,11 +180,15 @@ impl Policy {
         }
         if keys::looks_like_one(credential) {
             let (name, groups) = self.keys.find(credential).ok_or(BadCredentials::Key)?;
-            return Ok(Caller { principal: Principal::Key(name), groups });
+            return Ok(Caller { principal: Principal::Key(name), groups, ends: None });
         }
         let tokens = self.tokens.as_ref().ok_or(BadCredentials::NoTokens)?;
-        let (sub, groups) = tokens.verify(credential)?;
-        Ok(Caller { principal: Principal::User(sub.into()), groups: groups.into() })
+        let holder = tokens.verify(credential)?;
+        Ok(Caller {
+            principal: Principal::User(holder.sub.into()),
+            groups: holder.groups.into(),
+            ends: Instant::now().checked_add(holder.good_for),
+        })
     }
 
     fn allows(&self, caller: &Caller, kind: &str, key: &str, method: &str) -> bool {

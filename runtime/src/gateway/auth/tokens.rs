@@ -7,10 +7,13 @@
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{JwkSet, PublicKeyUse};
-use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, Validation, decode, decode_header};
+use jsonwebtoken::{
+    Algorithm, AlgorithmFamily, DecodingKey, Validation, decode, decode_header, get_current_timestamp,
+};
 use serde_json::{Map, Value};
 
 use super::BadCredentials;
@@ -36,6 +39,14 @@ pub(super) struct Tokens {
     validation: Validation,
     keys: Vec<IssuerKey>,
     groups_claim: Option<String>,
+}
+
+/// Who holds a token.
+pub(super) struct Holder {
+    pub(super) sub: String,
+    pub(super) groups: Vec<String>,
+    /// How much longer the token is good.
+    pub(super) good_for: Duration,
 }
 
 struct IssuerKey {
@@ -77,8 +88,8 @@ impl Tokens {
         Ok(Self { validation, keys, groups_claim: settings.groups_claim })
     }
 
-    /// Subject and groups of a good token.
-    pub(super) fn verify(&self, token: &str) -> Result<(String, Vec<String>), BadCredentials> {
+    /// Who holds a good token.
+    pub(super) fn verify(&self, token: &str) -> Result<Holder, BadCredentials> {
         let header = decode_header(token).map_err(|_| BadCredentials::Unreadable)?;
         if header.crit.is_some() {
             return Err(BadCredentials::Unreadable); // asks for what is not understood here
@@ -91,7 +102,14 @@ impl Tokens {
             return Err(BadCredentials::Subject);
         }
         let groups = self.groups_claim.as_ref().and_then(|name| claims.get(name));
-        Ok((sub.to_owned(), groups.map(names).unwrap_or_default()))
+        // A fraction of a second is cut off, as it was when the token was judged.
+        let ends = claims.get("exp").and_then(|exp| exp.as_u64().or(exp.as_f64().map(|exp| exp as u64)));
+        let ends = ends.ok_or(BadCredentials::Claims)?.saturating_add(self.validation.leeway);
+        Ok(Holder {
+            sub: sub.to_owned(),
+            groups: groups.map(names).unwrap_or_default(),
+            good_for: Duration::from_secs(ends.saturating_sub(get_current_timestamp())),
+        })
     }
 
     /// The key a token names; a token that names none is the only key's.
