@@ -40,7 +40,13 @@ const HEAD_BYTES: usize = 16 * 1024;
 const BODY_BYTES: usize = 64 * 1024;
 const BODIES_IN_FLIGHT: usize = 4 * BODY_BYTES;
 /// A page's file that fits no socket's buffers.
-const LARGE_BYTES: usize = 32 * 1024 * 1024;
+const LARGE_BYTES: usize = 8 * 1024 * 1024;
+/// An answer of a call that fits none either.
+const LONG_BYTES: usize = 900 * 1024;
+/// Clients that ask for it and take nothing.
+const STALLED: usize = 40;
+/// What such a client lets the system keep for it.
+const RECEIVE_BYTES: u32 = 4 * 1024;
 /// What the process may grow by while it is attacked: heads, bodies and TLS of all connections are below
 /// 16 MiB, the activations of the flood of keys below 32 MiB, and the allocator keeps some of what it had.
 const GROWTH_BYTES_MAX: u64 = 128 * 1024 * 1024;
@@ -72,6 +78,10 @@ impl Note {
     /// Reads it.
     pub fn text(&self) -> String {
         self.text.clone()
+    }
+    /// Reads more than a socket's buffers take.
+    pub fn long(&self) -> String {
+        "x".repeat(LONG_BYTES)
     }
     /// Waits.
     pub async fn hold(&mut self) -> u32 {
@@ -228,10 +238,10 @@ impl World {
             head_bytes_max: HEAD_BYTES,
             body_bytes_max: BODY_BYTES,
             body_bytes_in_flight_max: BODIES_IN_FLIGHT,
-            handshake_timeout: Duration::from_secs(3),
-            header_read_timeout: Duration::from_secs(3),
-            body_read_timeout: Duration::from_secs(3),
-            write_stall_timeout: Duration::from_secs(3),
+            handshake_timeout: Duration::from_secs(2),
+            header_read_timeout: Duration::from_secs(2),
+            body_read_timeout: Duration::from_secs(2),
+            write_stall_timeout: Duration::from_secs(2),
             tls: Some(tls::server(&files.cert, &files.key).unwrap()),
             policy: Some(Arc::new(policy)),
             admin: Some(AdminConfig {
@@ -344,7 +354,7 @@ methods = "*"
 [[allow]]
 who = "user:*"
 kind = "Note"
-methods = ["text", "write", "hold", "events"]
+methods = ["text", "long", "write", "hold", "events"]
 key_prefix = "own/{{sub}}/"
 
 [[allow]]
@@ -402,6 +412,12 @@ fn resident() -> u64 {
     procfs::process::Process::myself().unwrap().statm().unwrap().resident * procfs::page_size()
 }
 
+#[track_caller]
+fn is_within(before: u64) {
+    let grown = resident().saturating_sub(before);
+    assert!(grown <= GROWTH_BYTES_MAX, "the process has grown by {grown} bytes");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn hostile_clients_are_answered_as_documented_and_nobody_else_notices() {
     let world = Arc::new(World::start().await);
@@ -416,8 +432,8 @@ async fn hostile_clients_are_answered_as_documented_and_nobody_else_notices() {
     forbidden_calls(&world).await;
     strangers_at_the_admin_port(&world).await;
     bystander.is_served().await;
-    slow_clients(&world, &mut bystander).await;
-    floods(&world, &mut bystander).await;
+    slow_clients(&world, &mut bystander, before).await;
+    floods(&world, &mut bystander, before).await;
     greedy_callers(&world, &mut bystander).await;
 
     bystander.is_served().await;
@@ -425,8 +441,7 @@ async fn hostile_clients_are_answered_as_documented_and_nobody_else_notices() {
     bystander.task.abort();
     // What connections and calls held is given back; the bystander's last call may still be on its way.
     while world.metric("perennial_gateway_body_bytes_in_flight").await > 0 {}
-    let grown = resident().saturating_sub(before);
-    assert!(grown <= GROWTH_BYTES_MAX, "grown by {grown} bytes");
+    is_within(before);
     world.node.clone().stop(Duration::ZERO).await;
 }
 
@@ -641,7 +656,7 @@ async fn strangers_at_the_admin_port(world: &World) {
     }
 }
 
-async fn slow_clients(world: &World, bystander: &mut Bystander) {
+async fn slow_clients(world: &World, bystander: &mut Bystander, before: u64) {
     let key = ("authorization", world.key.as_str());
     let head = request("GET /v1/Note/a/text", &[key], "");
     let mut silent = join_all((0..20).map(|_| tcp(ATTACKER, world.address()))).await;
@@ -666,20 +681,41 @@ async fn slow_clients(world: &World, bystander: &mut Bystander) {
 
     // The clocks may be 30 s apart, so this token is good for some seconds more.
     let now = jsonwebtoken::get_current_timestamp();
-    let ending = world.token(|_, claims| claims["exp"] = json!(now - 22));
+    let ending = world.token(|_, claims| claims["exp"] = json!(now - 25));
     let mut outlived =
         world.sent(&request("GET /v1/Note/own%2Fann%2Fa/events", &[("authorization", &ending)], "")).await;
     assert_eq!(read_one(&mut outlived).await.status, 200);
     to_the_end(&mut outlived).await; // a stream does not outlive its token
 
-    let mut stalled = world.sent(&request("GET /large/", &[], "")).await;
-    while world.refused("time without taking an answer").await == 0 {
+    let large = request("GET /large/", &[], "");
+    let mut stalled = join_all((0..STALLED).map(|_| taking_nothing(world, &large))).await;
+    let long = request("GET /v1/Note/own%2Fann%2Fa/long", &[("authorization", ann.as_str())], "");
+    let mut calls = join_all((0..CALLS_OF_ONE).map(|_| taking_nothing(world, &long))).await;
+    let next = loop {
+        let told = world.get_as(&ann, "/v1/Note/own%2Fann%2Fa/text").await;
+        if told.status != 200 {
+            break told;
+        }
+    };
+    next.is("answers that one caller does not take", 429, "your_share");
+    while world.refused("time without taking an answer").await < STALLED as u64 + u64::from(CALLS_OF_ONE) {
         bystander.is_served().await;
+        is_within(before);
     }
-    to_the_end(&mut stalled).await;
+    join_all(stalled.iter_mut().chain(&mut calls).map(to_the_end)).await;
 }
 
-async fn floods(world: &World, bystander: &mut Bystander) {
+/// Asks and takes nothing of the answer.
+async fn taking_nothing(world: &World, text: &str) -> TlsStream<TcpStream> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(RECEIVE_BYTES).unwrap();
+    let stream = socket.connect(world.address()).await.unwrap();
+    let mut stream = connector(&world.certs.client.ca, None).connect(localhost(), stream).await.unwrap();
+    stream.write_all(text.as_bytes()).await.unwrap();
+    stream
+}
+
+async fn floods(world: &World, bystander: &mut Bystander, before: u64) {
     let flood = join_all((0..3 * CONNECTIONS_OF_ONE).map(|_| tcp(ATTACKER, world.address()))).await;
     while world.refused("connections of one address").await < u64::from(2 * CONNECTIONS_OF_ONE) {}
     bystander.is_served().await;
@@ -711,6 +747,7 @@ async fn floods(world: &World, bystander: &mut Bystander) {
     });
     join_all(readers).await;
     bystander.is_served().await;
+    is_within(before);
 }
 
 async fn greedy_callers(world: &World, bystander: &mut Bystander) {

@@ -18,6 +18,7 @@ mod errors;
 mod metrics;
 mod origin;
 mod pages;
+mod pieces;
 mod quota;
 mod routes;
 mod server;

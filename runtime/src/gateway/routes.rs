@@ -31,7 +31,7 @@ use super::errors::Problem;
 use super::quota::Share;
 use super::{
     AdminConfig, CALL_TIMEOUT_MAX, Gate, GatewayError, IDEMPOTENCY_KEY_BYTES_MAX, Limit, arguments, metrics,
-    origin, pages, sse,
+    origin, pages, pieces, sse,
 };
 use crate::idempotency::keyed_request;
 
@@ -215,11 +215,11 @@ async fn read(
 }
 
 /// Makes the call and words its answer; ends early when the gateway's grace is over.
-/// What it holds of the gateway's limits is given back when it is over.
+/// What it holds of the gateway's limits is given back when its answer is on its way.
 async fn run(
     gate: Arc<Gate>,
     outbound: Outbound,
-    _shares: (Share, Option<Share>),
+    shares: (Share, Option<Share>),
 ) -> Result<Response, Problem> {
     let (target, method) = (outbound.target.clone(), outbound.method.clone());
     let applied = if outbound.read_only { Applied::No } else { Applied::Unknown };
@@ -231,7 +231,7 @@ async fn run(
     };
     let answered =
         answered.unwrap_or_else(|_| Answered::fault(Fault::TimedOut { actor: target.to_string() }));
-    Ok(answer(answered, &target, method))
+    Ok(pieces::holding(answer(answered, &target, method), shares).await)
 }
 
 fn answer(answered: Answered, target: &ActorId, method: String) -> Response {
