@@ -16,7 +16,7 @@ use crate::call::{ActorId, Actors, Answered, Caller, EventStream, EventsFrom, Ou
 use crate::error::Fault;
 use crate::host::Hosts;
 use crate::link::tls::{self, Tls};
-use crate::link::{ClientLink, ItemStream, LinkConfig, LinkError};
+use crate::link::{ClientLink, ItemStream, LinkConfig, LinkError, MemoryHub};
 use crate::node::TlsFiles;
 use crate::protocol::{Question, Response, RoutesAnswer};
 use crate::router::{Network, Router, RouterCaller};
@@ -76,17 +76,33 @@ impl Client {
         let identity = tls::Identity::read(&config.tls.ca, &config.tls.cert, &config.tls.key)
             .map_err(|error| unusable(&error))?;
         let tls = Tls::new(&identity).map_err(|error| unusable(&error))?;
+        Self::over(Way::Tls(tls), LinkConfig::default(), config.addresses).await
+    }
+
+    /// Connects over a hub, in which the client has a place of its own, to the first node that answers.
+    ///
+    /// # Errors
+    /// [`ConnectError::Unreachable`].
+    pub async fn connect_in(
+        hub: MemoryHub,
+        me: NodeId,
+        nodes: &[NodeId],
+        config: LinkConfig,
+    ) -> Result<Self, ConnectError> {
+        let seeds = nodes.iter().map(ToString::to_string).collect();
+        Self::over(Way::Hub(hub, me), config, seeds).await
+    }
+
+    async fn over(way: Way, config: LinkConfig, seeds: Vec<String>) -> Result<Self, ConnectError> {
         let links = Arc::new(Links {
-            tls,
-            config: LinkConfig::default(),
-            seeds: config.addresses.clone(),
+            way,
+            config,
+            seeds: seeds.clone(),
             cluster: Mutex::new(None),
             slots: Mutex::default(),
         });
-        let first = links
-            .any_routes()
-            .await
-            .map_err(|why| ConnectError::Unreachable { addresses: config.addresses, why })?;
+        let first =
+            links.any_routes().await.map_err(|why| ConnectError::Unreachable { addresses: seeds, why })?;
         let router = Router::new(Arc::new(Hosts::default()));
         router.set_network(Arc::new(ClientNetwork { links: links.clone(), router: Arc::downgrade(&router) }));
         learn(&router, &links, first);
@@ -136,9 +152,16 @@ async fn refresh(router: Weak<Router>, links: Arc<Links>) {
     }
 }
 
+/// How nodes are reached.
+enum Way {
+    Tls(Tls),
+    /// As a simulated machine of this name.
+    Hub(MemoryHub, NodeId),
+}
+
 /// Links to nodes.
 struct Links {
-    tls: Tls,
+    way: Way,
     config: LinkConfig,
     seeds: Vec<String>,
     cluster: Mutex<Option<ClusterId>>,
@@ -190,9 +213,18 @@ impl Links {
 
     async fn connect(&self, address: &str, node: Option<&NodeId>) -> Result<ClientLink, String> {
         let cluster = *self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
-        ClientLink::connect(address, node, &self.tls, cluster, HASH_VERSION, &self.config)
-            .await
-            .map_err(|error| error.to_string())
+        let linked = match &self.way {
+            Way::Tls(tls) => {
+                ClientLink::connect(address, node, tls, cluster, HASH_VERSION, &self.config).await
+            }
+            Way::Hub(hub, me) => {
+                // A hub knows nodes by their names; an address is one with a port behind it.
+                let name = address.split(':').next().and_then(|name| NodeId::new(name).ok());
+                let node = node.cloned().or(name).ok_or("the address is no node's name")?;
+                ClientLink::connect_in(hub, me, &node, &self.config).await
+            }
+        };
+        linked.map_err(|error| error.to_string())
     }
 
     /// The table, from the first seed that has one.

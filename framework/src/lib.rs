@@ -91,6 +91,7 @@ pub use actor::{Actor, Format};
 pub use app::{App, Asset};
 pub use call::{Actors, Call, EventId, EventsFrom};
 pub use client::{Client, ClientConfig};
+pub use clock::WallClock;
 pub use ctx::Ctx;
 pub use data::Data;
 pub use error::{CallError, Fault, MapApp, Reply};

@@ -43,7 +43,7 @@ use perennial_core::replication::{Proposal, StateMachine};
 
 use crate::app::App;
 use crate::call::{Actors, Caller};
-use crate::clock::Clock;
+use crate::clock::{Clock, WallClock};
 use crate::host::{self, HostCounters, HostMessage, HostShared, Hosts, Log, Opening};
 use crate::replica::{MemoryRows, RowStore};
 use crate::router::{Router, RouterCaller};
@@ -85,7 +85,8 @@ impl TestApp {
             rows: rows.clone(),
             hosts: hosts.clone(),
         });
-        let clock = Clock::Tokio { start: tokio::time::Instant::now(), at: Clock::System.now() };
+        let clock =
+            Clock::Tokio { start: tokio::time::Instant::now(), at: WallClock::new(Clock::System.now().0) };
         let caller = RouterCaller(router.clone());
         let shared = HostShared {
             node,

@@ -10,8 +10,9 @@ use futures_util::future::BoxFuture;
 use perennial::link::tls::{Ca, Tls};
 use perennial::link::{
     Admission, ClientLink, ClusterTransport, Control, ControlHandler, DialError, DoorLane, FRAME_BYTES_MAX,
-    Facts, Handlers, Hello, Lane, LinkConfig, LinkError, LinkEvent, MemoryHub, MemoryTransport, Peer,
-    PushError, Refusal, Responder, Service, StreamEnd, StreamSink, Transport, Unsent, probe,
+    Facts, Handlers, Hello, Lane, LinkConfig, LinkError, LinkEvent, MemoryHub, MemoryTransport,
+    NodeTransport, Peer, PushError, Refusal, Responder, Service, StreamEnd, StreamSink, Transport, Unsent,
+    probe,
 };
 use perennial_core::id::{ClusterId, NodeId};
 use tokio::net::{TcpListener, TcpStream};

@@ -4,6 +4,7 @@
 //! inside a node: what is tested is what users see. In: an application; out: nodes and clients on loopback.
 
 pub mod nemesis;
+pub mod simulation;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};

@@ -698,6 +698,7 @@ impl Host {
     pub(super) fn flush(&mut self) {
         let (time, next) = (self.now(), self.spec.next_record());
         while let Some((batch, count)) = self.pack.next_batch(self.epoch, next, time, &self.shared.counters) {
+            self.spec.advance(time);
             self.shared.log.propose(proposal(self.group, &batch, count));
         }
     }

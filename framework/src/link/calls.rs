@@ -7,7 +7,7 @@
 //! A request costs one map entry and one oneshot channel: no task, no timer of its own. One sweep per
 //! link sleeps until the earliest deadline known; answered requests leave the map, so it seldom wakes.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,7 +35,8 @@ const WITHIN_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of requests in flight that one link is served; beyond it a request is refused as full.
 const SERVED_BYTES_MAX: usize = 64 << 20;
 
-type Map<V> = HashMap<u64, V, foldhash::fast::RandomState>;
+/// In the order of the numbers, which is that in which requests are failed.
+type Map<V> = BTreeMap<u64, V>;
 
 /// Why a request has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -585,7 +586,7 @@ impl Served {
 impl Drop for Served {
     /// The link has ended: nobody reads the streams any more.
     fn drop(&mut self) {
-        for (_, closed) in lock(&self.shared.sinks).drain() {
+        for (_, closed) in std::mem::take(&mut *lock(&self.shared.sinks)) {
             closed.cancel();
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use perennial_core::hash::HASH_VERSION;
 use perennial_core::id::{ClusterId, NodeId};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
@@ -16,8 +17,9 @@ use super::dial::{DialError, Dialed, dial};
 use super::door::JOIN_BYTES_MAX;
 use super::frame::{self, Kind};
 use super::hello::{DoorLane, Facts, Hello};
+use super::memory::MemoryHub;
 use super::mesh::run_asking;
-use super::peer::Link;
+use super::peer::{Io, Link};
 use super::tls::Tls;
 
 /// A link on the client lane; dropping it closes it. Wants a client's certificate, or a node's.
@@ -48,6 +50,31 @@ impl ClientLink {
     ) -> Result<Self, DialError> {
         let hello = Hello::of_client(cluster, hash_version);
         let Dialed { io, facts } = dial(tls, config, address, node, &hello).await?;
+        Ok(Self::over(io, facts, config))
+    }
+
+    /// Connects to a node of a hub, as `me`.
+    ///
+    /// # Errors
+    /// [`DialError`]; nothing was asked.
+    pub async fn connect_in(
+        hub: &MemoryHub,
+        me: &NodeId,
+        node: &NodeId,
+        config: &LinkConfig,
+    ) -> Result<Self, DialError> {
+        let io = hub.dial_client(me, node).await?;
+        let facts = Facts {
+            node: node.clone(),
+            cluster: None,
+            hash_version: HASH_VERSION,
+            address: node.to_string(),
+            incarnation: 0,
+        };
+        Ok(Self::over(io, facts, config))
+    }
+
+    fn over(io: Io, facts: Facts, config: &LinkConfig) -> Self {
         let link = Link::new(config);
         let requests = Requests::new(link.clone(), config);
         let running = tokio::spawn({
@@ -57,7 +84,7 @@ impl ClientLink {
                 tracing::debug!(?close, "a client link ended");
             }
         });
-        Ok(Self { requests, facts, running: AbortOnDropHandle::new(running) })
+        Self { requests, facts, running: AbortOnDropHandle::new(running) }
     }
 
     /// What the node said about itself when it let us in.

@@ -19,7 +19,7 @@ use super::hello::{Admission, DoorLane, Hello};
 use super::mesh::{Connector, Mesh, SpawnFailed};
 use super::peer::Io;
 use super::tls::{Peer, Tls};
-use super::transport::{Handlers, Lane, Transport, Unsent};
+use super::transport::{Handlers, Lane, NodeTransport, Transport, Unsent};
 
 /// Why a transport cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -104,15 +104,15 @@ impl ClusterTransport {
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
+}
 
-    /// Opens the control lane: from now on sessions are dialed and accepted for `control`.
-    pub fn serve_control(&self, control: Control) {
+impl NodeTransport for ClusterTransport {
+    fn serve_control(&self, control: Control) {
         self.mesh.set_control(control);
     }
 
-    /// Closes the door and every link in good order: what is queued is handed over, within `linger`.
-    pub async fn stop(&self) {
-        self.mesh.stop().await;
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.mesh.stop())
     }
 }
 

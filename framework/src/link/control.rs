@@ -722,6 +722,7 @@ impl AsyncWrite for StalledWrite {
 
 #[cfg(test)]
 mod tests {
+    use crate::link::NodeTransport;
     use std::sync::atomic::AtomicUsize;
 
     use tokio::sync::mpsc;

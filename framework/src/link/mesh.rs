@@ -11,7 +11,7 @@
 //! When that link breaks and the very next dials are refused, the peer's process has ended: `Gone` goes
 //! out at once, without waiting for any time-out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -22,6 +22,7 @@ use futures_util::future::BoxFuture;
 use perennial_core::id::NodeId;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use ractor_cluster::RactorMessage;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -106,13 +107,15 @@ pub(crate) struct Mesh {
     config: LinkConfig,
     handlers: Handlers,
     connector: Box<dyn Connector>,
-    peers: RwLock<HashMap<NodeId, Arc<PeerLinks>, foldhash::fast::RandomState>>,
+    peers: RwLock<BTreeMap<NodeId, Arc<PeerLinks>>>,
     /// Links that peers have dialed: at most one per (peer, lane), or order would be lost.
     accepted: Mutex<HashMap<(NodeId, Lane), Arc<Link>>>,
     control: watch::Sender<Option<Control>>,
     overseer: OnceLock<ActorRef<OverseerMsg>>,
     closing: CancellationToken,
     tasks: TaskTracker,
+    /// Where its tasks run, whoever starts them.
+    runtime: Handle,
 }
 
 impl Mesh {
@@ -131,6 +134,7 @@ impl Mesh {
             overseer: OnceLock::new(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            runtime: Handle::current(),
         });
         let (overseer, _) = Actor::spawn(None, Overseer, mesh.clone()).await?;
         mesh.overseer.set(overseer).expect("the overseer is set once");
@@ -152,7 +156,7 @@ impl Mesh {
 
     /// Runs a task that `stop` waits for.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(task);
+        self.tasks.spawn_on(task, &self.runtime);
     }
 
     pub(crate) fn set_control(&self, control: Control) {
@@ -223,7 +227,7 @@ impl Mesh {
     }
 
     pub(crate) fn set_peers(&self, wanted: Vec<(NodeId, String)>) {
-        let wanted: HashMap<_, _> = wanted.into_iter().collect();
+        let wanted: BTreeMap<_, _> = wanted.into_iter().collect();
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
         peers.retain(|node, peer| {
             let keep = wanted.contains_key(node);

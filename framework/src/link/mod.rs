@@ -38,10 +38,10 @@ pub use control::{Control, ControlError, ControlHandler, PAYLOAD_BYTES_MAX as CO
 pub use dial::DialError;
 pub use frame::{FRAME_BYTES_MAX, FrameError};
 pub use hello::{Admission, DoorLane, Facts, Hello, Refusal};
-pub use memory::{MemoryHub, MemoryTransport};
+pub use memory::{Delay, MemoryHub, MemoryTransport};
 pub use mesh::SpawnFailed;
 pub use tls::Peer;
-pub use transport::{Handlers, Lane, LinkEvent, Transport, Unsent};
+pub use transport::{Handlers, Lane, LinkEvent, NodeTransport, Transport, Unsent};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

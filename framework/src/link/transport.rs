@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use perennial_core::id::NodeId;
 
 use super::calls::{Answer, ItemStream, LinkError, Service};
+use super::control::Control;
 
 /// A lane between two nodes: a connection of its own, so that one does not delay another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -116,4 +118,13 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Whether the node is linked now.
     fn is_up(&self, node: &NodeId) -> bool;
+}
+
+/// A transport as its node starts and stops it.
+pub trait NodeTransport: Transport {
+    /// Opens the control lane: from now on sessions are dialed and accepted for `control`.
+    fn serve_control(&self, control: Control);
+
+    /// Closes the door and every link in good order: what is queued is handed over, within `linger`.
+    fn stop(&self) -> BoxFuture<'_, ()>;
 }

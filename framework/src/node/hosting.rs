@@ -14,7 +14,6 @@ use ractor::{ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::mpsc;
 
 use super::{Inner, ReplicaLog};
-use crate::clock::Clock;
 use crate::host::{self, HostMessage, HostShared, Log as _, Opening};
 use crate::replica::{GroupEvent, GroupSink, ReplicaFault};
 use crate::router::RouterCaller;
@@ -110,10 +109,10 @@ async fn open(
         node: inner.node.clone(),
         kinds: inner.app.kinds().clone(),
         rows: replica.rows(),
-        log: Arc::new(ReplicaLog(replica.clone())),
+        log: inner.log(replica, partition, epoch),
         caller: Arc::new(caller.clone()),
         courier: Arc::new(caller),
-        clock: Clock::System,
+        clock: inner.clock.clone(),
         counters: inner.counters.clone(),
     };
     let opening = Opening { partition, epoch, meta, applied, shared };

@@ -36,8 +36,8 @@ pub(super) struct Promise {
 /// A data folder in use by this process alone.
 pub(super) struct Folder {
     path: PathBuf,
-    /// Held for as long as the folder is used.
-    lock: File,
+    /// Held for as long as the folder is used; `None` for that of a simulated machine, which stores nothing.
+    lock: Option<File>,
 }
 
 impl Folder {
@@ -81,7 +81,7 @@ impl Folder {
                 failed(format!("it cannot be written: {e}; name a folder this user may write with --data"))
             })?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), lock: Some(lock) }),
             Err(TryLockError::WouldBlock) => Err(failed(
                 "another process uses it; stop that one or name another folder with --data".into(),
             )),
@@ -89,10 +89,15 @@ impl Folder {
         }
     }
 
+    /// No folder: whoever starts the node knows its identity.
+    pub(super) fn none() -> Self {
+        Self { path: PathBuf::new(), lock: None }
+    }
+
     /// Lets another node have the folder; this one does not touch it any more.
     pub(super) fn release(&self) {
         // Should it fail, the lock goes with the process.
-        let _ = self.lock.unlock();
+        let _ = self.lock.as_ref().map(File::unlock);
     }
 
     /// The identity in the folder, or a new one for `node`.
@@ -126,6 +131,9 @@ impl Folder {
 
     /// Replaces the identity; it is durable when this returns.
     pub(super) fn store(&self, identity: &Identity) -> std::io::Result<()> {
+        if self.lock.is_none() {
+            return Ok(());
+        }
         let body = postcard::to_stdvec(identity).expect("an identity always encodes");
         let new = self.path.join("identity.new");
         let mut file = File::create(&new)?;

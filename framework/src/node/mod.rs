@@ -3,11 +3,14 @@
 //! Owns the parts and their order of start and stop: data folder, port, forming, replica, hosts,
 //! router, control lane. Each part is in a module of its own; here they are only wired.
 
+#[cfg(feature = "controls")]
+mod controls;
 mod formation;
 mod hosting;
 mod identity;
 mod metrics;
 mod service;
+mod simulated;
 mod status;
 mod system;
 
@@ -19,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use perennial_core::hash::PartitionCount;
-use perennial_core::id::{MemberId, NodeId};
+use perennial_core::id::{MemberId, NodeId, PartitionId, Term};
 use perennial_core::membership::MemberSpec;
 use perennial_core::partition::Partition;
 use perennial_core::placement::{ClusterState, SystemCommand};
@@ -30,18 +33,25 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::formation::{Formation, Plan};
-use self::identity::Folder;
+use self::identity::{Folder, Identity};
 use self::system::{SystemLeader, SystemMachine};
 use crate::actor::BoxFuture;
 use crate::app::App;
 use crate::call::{ActorId, Actors, Answered, Caller, EventStream, EventsFrom, Outbound};
+use crate::clock::Clock;
 use crate::host::{HostCounters, Hosts};
 use crate::link::tls::{self, Tls};
-use crate::link::{ClusterTransport, Control, Handlers, ItemStream, LinkConfig, LinkError, Transport};
+use crate::link::{ClusterTransport, Control, Handlers, ItemStream, LinkConfig, LinkError, NodeTransport};
 use crate::protocol::{Question, Response};
-use crate::replica::{GroupConfig, Refusal, Replica, ReplicaConfig, ReplicaFault, ReplicaHandle};
+use crate::replica::{
+    GroupConfig, MachineFactory, Refusal, Replica, ReplicaConfig, ReplicaFault, ReplicaHandle,
+};
 use crate::router::{Network, Router, RouterCaller};
 use crate::status::ClusterStatus;
+
+#[cfg(feature = "controls")]
+pub use self::controls::Mistake;
+pub use self::simulated::{Machine, Witness};
 
 /// How long a node waits for the answer of another one to a question about the cluster.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -148,7 +158,7 @@ struct Inner {
     router: Arc<Router>,
     hosts: Arc<Hosts>,
     formation: Arc<Formation>,
-    transport: OnceLock<Arc<ClusterTransport>>,
+    transport: OnceLock<Arc<dyn NodeTransport>>,
     replica: OnceLock<ReplicaHandle>,
     control: OnceLock<Control>,
     system: SystemLeader,
@@ -164,6 +174,93 @@ struct Inner {
     stopping: CancellationToken,
     tasks: TaskTracker,
     runtime: tokio::runtime::Handle,
+    clock: Clock,
+    replicas: Replicas,
+}
+
+/// How a node's replica is started.
+enum Replicas {
+    /// On threads, in the data folder.
+    Folder,
+    /// As tasks, on a simulated machine.
+    Machine(Box<Machine>),
+}
+
+/// What a node is before it has links.
+struct Ground {
+    app: App,
+    spec: MemberSpec,
+    address: SocketAddr,
+    folder: Folder,
+    identity: Identity,
+    clock: Clock,
+    replicas: Replicas,
+}
+
+/// What waits for its task until the links are there.
+struct Unstarted {
+    inner: Arc<Inner>,
+    lifecycles: mpsc::UnboundedReceiver<hosting::Lifecycle>,
+    admissions: mpsc::Receiver<MemberSpec>,
+}
+
+impl Unstarted {
+    fn new(ground: Ground) -> Self {
+        let Ground { app, spec, address, folder, identity, clock, replicas } = ground;
+        let (lifecycle, lifecycles) = mpsc::unbounded_channel();
+        let (admit, admissions) = mpsc::channel(16);
+        let current = watch::Sender::new(identity.formed.clone());
+        let hosts = Arc::new(Hosts::default());
+        let (node, folder) = (spec.node.clone(), Arc::new(folder));
+        let formation = Formation::new(spec, folder.clone(), identity, current.subscribe(), admit);
+        let inner = Arc::new(Inner {
+            app,
+            node,
+            address,
+            folder,
+            router: Router::new(hosts.clone()),
+            hosts,
+            formation,
+            transport: OnceLock::new(),
+            replica: OnceLock::new(),
+            control: OnceLock::new(),
+            system: SystemLeader::default(),
+            system_leader: watch::Sender::new(None),
+            current,
+            names: RwLock::default(),
+            lifecycle,
+            counters: Arc::default(),
+            registry: Arc::default(),
+            failed: watch::Sender::new(None),
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            runtime: tokio::runtime::Handle::current(),
+            clock,
+            replicas,
+        });
+        Self { inner, lifecycles, admissions }
+    }
+
+    /// Where the links deliver.
+    fn handlers(&self) -> Handlers {
+        Handlers {
+            inbound: service::inbound(&self.inner),
+            events: service::link_events(&self.inner),
+            service: Arc::new(service::NodeService::new(&self.inner)),
+        }
+    }
+
+    /// Starts the parts that live as long as the node.
+    fn start(self, transport: Arc<dyn NodeTransport>) -> Arc<Inner> {
+        let Self { inner, lifecycles, admissions } = self;
+        let _ = inner.transport.set(transport.clone());
+        inner.router.set_network(Arc::new(MeshNetwork(transport)));
+        metrics::register(&inner);
+        inner.spawn(hosting::run(inner.clone(), lifecycles));
+        inner.spawn(service::admit(inner.clone(), admissions));
+        inner.spawn(service::follow_state(inner.clone()));
+        inner
+    }
 }
 
 impl Node {
@@ -186,7 +283,7 @@ impl Node {
         let address =
             listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
         let spec = spec(&config, address)?;
-        let folder = Arc::new(Folder::open(&config.data)?);
+        let folder = Folder::open(&config.data)?;
         let identity = folder.identity(&config.node)?;
         if let Some(formed) = &identity.formed {
             formed
@@ -194,51 +291,16 @@ impl Node {
                 .check()
                 .map_err(|error| StartError::Data { path: config.data.clone(), why: error.to_string() })?;
         }
-        let (lifecycle, lifecycles) = mpsc::unbounded_channel();
-        let (admit, admissions) = mpsc::channel(16);
-        let current = watch::Sender::new(identity.formed.clone());
-        let hosts = Arc::new(Hosts::default());
-        let formation = Formation::new(spec, folder.clone(), identity, current.subscribe(), admit);
-        let inner = Arc::new(Inner {
-            app,
-            node: config.node.clone(),
-            address,
-            folder,
-            router: Router::new(hosts.clone()),
-            hosts,
-            formation,
-            transport: OnceLock::new(),
-            replica: OnceLock::new(),
-            control: OnceLock::new(),
-            system: SystemLeader::default(),
-            system_leader: watch::Sender::new(None),
-            current,
-            names: RwLock::default(),
-            lifecycle,
-            counters: Arc::default(),
-            registry: Arc::default(),
-            failed: watch::Sender::new(None),
-            stopping: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            runtime: tokio::runtime::Handle::current(),
-        });
+        let (clock, replicas) = (Clock::System, Replicas::Folder);
+        let unstarted = Unstarted::new(Ground { app, spec, address, folder, identity, clock, replicas });
         let link_config = LinkConfig::default();
-        let handlers = Handlers {
-            inbound: service::inbound(&inner),
-            events: service::link_events(&inner),
-            service: Arc::new(service::NodeService::new(&inner)),
-        };
-        let admission = Arc::new(service::Doorkeeper::new(&inner));
+        let admission = Arc::new(service::Doorkeeper::new(&unstarted.inner));
+        let handlers = unstarted.handlers();
         let transport =
             ClusterTransport::start(listener, tls.clone(), admission, handlers, link_config.clone())
                 .await
                 .map_err(|error| tls_error(&error))?;
-        let _ = inner.transport.set(transport.clone());
-        inner.router.set_network(Arc::new(MeshNetwork(transport)));
-        metrics::register(&inner);
-        inner.spawn(hosting::run(inner.clone(), lifecycles));
-        inner.spawn(service::admit(inner.clone(), admissions));
-        inner.spawn(service::follow_state(inner.clone()));
+        let inner = unstarted.start(transport);
         let node = Self { inner: inner.clone() };
         // What the folder holds is opened here, so that trouble with it is an error of the start.
         if inner.formation.formed.borrow().is_some()
@@ -300,7 +362,7 @@ impl Node {
         inner.tasks.close();
         inner.tasks.wait().await;
         if let Some(replica) = inner.replica.get().cloned() {
-            let _ = tokio::task::spawn_blocking(move || replica.stop()).await;
+            replica.stop().await;
         }
         inner.folder.release();
     }
@@ -368,6 +430,17 @@ impl Inner {
         self.failed.send_replace(Some(why));
     }
 
+    /// The log of a partition led here.
+    fn log(&self, replica: &ReplicaHandle, partition: PartitionId, epoch: Term) -> Arc<dyn crate::host::Log> {
+        let log = ReplicaLog(replica.clone());
+        #[cfg(feature = "controls")]
+        if let Replicas::Machine(machine) = &self.replicas {
+            return controls::spoil(log, machine.mistake, &self.hosts, partition, epoch);
+        }
+        let _ = (partition, epoch);
+        Arc::new(log)
+    }
+
     fn replica(&self) -> Option<&ReplicaHandle> {
         self.replica.get()
     }
@@ -389,7 +462,6 @@ impl Inner {
         let me = formed.members.by_node(&self.node).map(|m| m.id).ok_or("this node is not a member")?;
         self.router.set_me(me);
         service::take_state(self, formed.clone());
-        let config = ReplicaConfig::new(me, rand::random(), Some(self.folder.path("")));
         let (partitions, published, first) = (formed.meta.partitions, self.current.clone(), formed.clone());
         let machines = Box::new(move |group: perennial_core::id::GroupId| -> Box<dyn StateMachine> {
             match group.partition() {
@@ -397,16 +469,7 @@ impl Inner {
                 None => Box::new(SystemMachine::new(first.clone(), published.clone())),
             }
         });
-        let outbound = Arc::new(service::RaftOutbound::new(self));
-        let sink = Arc::new(hosting::Sink::new(self));
-        // Opened and kept in one piece, so that a stop in between finds it.
-        let keep = self.clone();
-        let opening = move || {
-            let replica = Replica::spawn(config, machines, outbound, sink)?;
-            Ok::<_, ReplicaFault>(keep.replica.get_or_init(|| replica).clone())
-        };
-        let opened = self.tasks.spawn_blocking_on(opening, &self.runtime).await;
-        let replica = opened.map_err(|e| e.to_string())?.map_err(|e| chain(&e))?;
+        let replica = self.open_replica(me, machines).await.map_err(|e| chain(&e))?;
         let groups = formed
             .groups_of(me)
             .map(|(group, replicas)| GroupConfig {
@@ -416,7 +479,33 @@ impl Inner {
             })
             .collect();
         replica.open_groups(groups).await.map_err(|e| chain(&e))?;
-        service::open_control(self, &formed).await
+        match self.replicas {
+            Replicas::Folder => service::open_control(self, &formed).await,
+            // The hub has no place for it; the table comes with the system partition's log.
+            Replicas::Machine(_) => Ok(()),
+        }
+    }
+
+    /// Opens and keeps the replica in one piece, so that a stop in between finds it.
+    async fn open_replica(
+        self: &Arc<Self>,
+        me: MemberId,
+        machines: MachineFactory,
+    ) -> Result<ReplicaHandle, ReplicaFault> {
+        let outbound = Arc::new(service::RaftOutbound::new(self));
+        let sink = Arc::new(hosting::Sink::new(self));
+        if let Replicas::Machine(machine) = &self.replicas {
+            let replica = machine.open(me, machines, outbound, sink)?;
+            return Ok(self.replica.get_or_init(|| replica).clone());
+        }
+        let config = ReplicaConfig::new(me, rand::random(), Some(self.folder.path("")));
+        let keep = self.clone();
+        let opening = move || {
+            let replica = Replica::spawn(config, machines, outbound, sink)?;
+            Ok(keep.replica.get_or_init(|| replica).clone())
+        };
+        let opened = self.tasks.spawn_blocking_on(opening, &self.runtime).await;
+        opened.unwrap_or_else(|panic| Err(ReplicaFault::Panicked(panic.to_string())))
     }
 
     /// Asks the leader of the system partition to carry out a command, wherever it is.
@@ -496,7 +585,7 @@ impl crate::host::Log for ReplicaLog {
 }
 
 /// The mesh as the router uses it.
-struct MeshNetwork(Arc<ClusterTransport>);
+struct MeshNetwork(Arc<dyn NodeTransport>);
 
 impl Network for MeshNetwork {
     fn ask(

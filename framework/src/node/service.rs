@@ -18,7 +18,7 @@ use crate::error::Fault;
 use crate::host::{Ended, HostMessage};
 use crate::link::{
     Admission, Control, ControlHandler, DoorLane, FRAME_BYTES_MAX, Facts, Hello, Lane, LinkConfig, LinkEvent,
-    Peer, Refusal, Responder, Service, StreamSink, Transport, Unsent,
+    Peer, Refusal, Responder, Service, StreamSink, Unsent,
 };
 use crate::protocol::{Question, Response, RoutesAnswer, Stream, decode, encode};
 use crate::replica::{BulkRefused, Outbound};

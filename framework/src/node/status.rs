@@ -8,7 +8,6 @@ use perennial_core::id::{NodeId, PartitionId};
 use perennial_core::replication::Role;
 
 use super::Inner;
-use crate::link::Transport;
 use crate::protocol::{Question, Response};
 use crate::status::{ClusterStatus, MemberStatus, PartitionStatus, ReplicaStatus};
 

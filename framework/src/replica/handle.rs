@@ -10,6 +10,7 @@ use bytes::Bytes;
 use perennial_core::id::{GroupId, LogIndex, MemberId, RecordSeq, Term};
 use perennial_core::replication::{FrameError, GroupStatus, OpenError, Proposal, RestoreError, decode_frame};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::config::GroupConfig;
 use super::inputs::{Input, Inputs};
@@ -171,6 +172,9 @@ pub(crate) struct Shared {
     pub(crate) inputs: Arc<Inputs>,
     pub(crate) rows: Arc<dyn RowStore>,
     pub(crate) metrics: Arc<ReplicaMetrics>,
+    /// Cancelled at the very end.
+    pub(crate) ended: CancellationToken,
+    /// `None` for one that runs as tasks.
     pub(crate) thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -276,18 +280,27 @@ impl ReplicaHandle {
         self.shared.inputs.push_always(Input::Checkpoint);
     }
 
-    /// Makes a last checkpoint and ends the threads. Blocks until that is done.
-    pub fn stop(&self) {
+    /// Makes a last checkpoint and ends; returns when that is done and the stores are closed.
+    pub async fn stop(&self) {
         self.shared.inputs.push_always(Input::Stop);
+        self.shared.ended.cancelled().await;
         self.join();
     }
 
-    pub(crate) fn join(&self) {
+    /// Waits for the thread, which has ended or ends now.
+    fn join(&self) {
         let thread = self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // The thread reports its own panics.
             let _ = thread.join();
         }
+    }
+
+    /// The same as [`stop`](Self::stop), without a runtime.
+    #[cfg(test)]
+    pub(crate) fn end(&self) {
+        self.shared.inputs.push_always(Input::Stop);
+        self.join();
     }
 
     #[cfg(test)]

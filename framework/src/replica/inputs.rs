@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use perennial_core::id::{GroupId, LogIndex, MemberId, Term};
 use perennial_core::replication::{GroupStatus, Proposal, RaftMessage};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::config::GroupConfig;
 use super::handle::{Refusal, ReplicaFault};
@@ -90,11 +90,21 @@ struct Queue {
     closed: bool,
 }
 
+impl Queue {
+    fn give(&mut self, taken: &mut Vec<Input>) {
+        std::mem::swap(&mut self.inputs, taken);
+        self.frame_bytes = 0;
+        self.proposal_bytes = 0;
+    }
+}
+
 /// The queue itself.
 #[derive(Default)]
 pub(crate) struct Inputs {
     queue: Mutex<Queue>,
     filled: Condvar,
+    /// The same for a task.
+    woken: Notify,
 }
 
 impl Inputs {
@@ -108,6 +118,7 @@ impl Inputs {
         if std::mem::take(&mut queue.waiting) {
             drop(queue);
             self.filled.notify_one();
+            self.woken.notify_one();
         }
     }
 
@@ -174,9 +185,24 @@ impl Inputs {
                 .unwrap_or_else(PoisonError::into_inner);
             queue.waiting = false;
         }
-        std::mem::swap(&mut queue.inputs, taken);
-        queue.frame_bytes = 0;
-        queue.proposal_bytes = 0;
+        queue.give(taken);
+    }
+
+    /// The same as [`take`](Self::take), for a task.
+    pub(crate) async fn taken(&self, taken: &mut Vec<Input>, wait: Duration) {
+        taken.clear();
+        let empty = {
+            let mut queue = self.lock();
+            queue.waiting = queue.inputs.is_empty();
+            queue.waiting
+        };
+        if empty {
+            // A permit of an earlier wait may be left: it costs one turn of the loop.
+            let _ = tokio::time::timeout(wait, self.woken.notified()).await;
+        }
+        let mut queue = self.lock();
+        queue.waiting = false;
+        queue.give(taken);
     }
 
     /// Takes nothing more; what waits is dropped, and whoever waits for an answer learns it.

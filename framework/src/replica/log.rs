@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use perennial_core::id::{GroupId, LogIndex, Term};
 use perennial_core::replication::{Entry, GroupSeed, HardState, Persist, Truncate};
+use raft_engine::env::{DefaultFileSystem, FileSystem};
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
 use super::config::GroupConfig;
@@ -78,17 +79,25 @@ pub(crate) struct Recovered {
 }
 
 /// The log on disk.
-pub(crate) struct DiskLog {
-    engine: Arc<Engine>,
+pub(crate) struct DiskLog<F: FileSystem = DefaultFileSystem> {
+    engine: Arc<Engine<F>>,
     batch: LogBatch,
 }
 
+#[cfg(test)]
 impl DiskLog {
     pub(crate) fn open(dir: &Path, file_bytes: u64, purge_bytes: u64) -> Result<Self, LogError> {
+        Self::open_on(DefaultFileSystem, dir, file_bytes, purge_bytes)
+    }
+}
+
+impl<F: FileSystem> DiskLog<F> {
+    /// Opens or makes the log in a folder of a file system.
+    pub(crate) fn open_on(files: F, dir: &Path, file_bytes: u64, purge_bytes: u64) -> Result<Self, LogError> {
         if let Some((file, offset)) = damage::find(dir).map_err(LogError::Read)? {
             return Err(LogError::Damaged { file, offset });
         }
-        let engine = Engine::open(Config {
+        let config = Config {
             dir: dir.to_string_lossy().into_owned(),
             recovery_mode: RecoveryMode::TolerateTailCorruption,
             recovery_threads: RECOVERY_THREADS,
@@ -97,7 +106,8 @@ impl DiskLog {
             purge_threshold: ReadableSize(purge_bytes.max(file_bytes)),
             enable_log_recycle: false,
             ..Config::default()
-        })?;
+        };
+        let engine = Engine::open_with_file_system(config, Arc::new(files))?;
         Ok(Self { engine: Arc::new(engine), batch: LogBatch::default() })
     }
 
@@ -174,16 +184,15 @@ impl DiskLog {
         Ok(())
     }
 
-    pub(crate) fn purger(&self) -> Purger {
+    pub(crate) fn purger(&self) -> Purger<F> {
         Purger(self.engine.clone())
     }
 }
 
 /// Removes old files of the log, off the replica thread.
-#[derive(Clone)]
-pub(crate) struct Purger(Arc<Engine>);
+pub(crate) struct Purger<F: FileSystem = DefaultFileSystem>(Arc<Engine<F>>);
 
-impl Purger {
+impl<F: FileSystem> Purger<F> {
     /// Returns the groups that hold old files back.
     pub(crate) fn purge(&self) -> Result<Vec<GroupId>, LogError> {
         Ok(self.0.purge_expired_files()?.into_iter().filter_map(GroupId::from_raw).collect())

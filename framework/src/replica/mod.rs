@@ -19,16 +19,21 @@
 mod buffer;
 mod config;
 mod damage;
+mod disk;
 mod handle;
 mod inputs;
 mod log;
 mod metrics;
 mod rows;
 mod snapshot;
+mod stores;
+mod tasks;
 mod thread;
+mod worker;
 
 pub use buffer::BufferedRows;
 pub use config::{GroupConfig, ReplicaConfig};
+pub use disk::{Disk, DiskFault};
 pub use handle::{
     BulkRefused, GroupEvent, GroupSink, Outbound, Refusal, ReplicaFault, ReplicaHandle, Unproposed,
 };
@@ -36,7 +41,10 @@ pub use log::LogError;
 pub use metrics::ReplicaMetrics;
 pub use rows::{FjallRows, GroupMeta, MemoryRows, Row, RowError, RowIter, RowStore};
 pub use snapshot::ChunkError;
-pub use thread::{MachineFactory, Replica};
+pub use stores::Stores;
+pub use tasks::Pace;
+pub use thread::Replica;
+pub use worker::MachineFactory;
 
 #[cfg(test)]
 mod tests;

@@ -26,6 +26,9 @@ const META_VERSION: u8 = 1;
 /// The only keyspace.
 const KEYSPACE: &str = "rows";
 
+/// A change of a row or checkpoint by its whole key; `None` removes it.
+pub(super) type Change = (Vec<u8>, Option<Vec<u8>>);
+
 /// Key (relative to its group) and value.
 pub type Row = (Vec<u8>, Vec<u8>);
 /// Rows of a group at one point in time, in order.
@@ -61,6 +64,11 @@ pub struct GroupMeta {
 }
 
 impl GroupMeta {
+    /// The change that stores it.
+    pub(super) fn put(&self, group: GroupId) -> Change {
+        (full_key(TAG_META, group, &[]), Some(self.encode()))
+    }
+
     fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(17 + self.machine.len());
         bytes.push(META_VERSION);
@@ -336,8 +344,39 @@ pub struct MemoryRows {
 }
 
 impl MemoryRows {
+    pub(super) fn of(rows: BTreeMap<Vec<u8>, Vec<u8>>) -> Self {
+        Self { rows: Mutex::new(rows) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Vec<u8>, Vec<u8>>> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a batch changes.
+    pub(super) fn changes(&self, batch: Vec<(GroupId, Vec<RowOp>)>) -> Result<Vec<Change>, RowError> {
+        let rows = self.lock();
+        let outcome = outcome(batch, |from, to| {
+            Ok(rows.range(from.to_vec()..to.to_vec()).map(|(key, _)| key.clone()).collect())
+        });
+        Ok(outcome?.into_iter().collect())
+    }
+
+    /// Carries changes out.
+    pub(super) fn change(&self, changes: Vec<Change>) {
+        let mut rows = self.lock();
+        for (key, value) in changes {
+            match value {
+                Some(value) => rows.insert(key, value),
+                None => rows.remove(&key),
+            };
+        }
+    }
+
+    /// What removes a group's checkpoint, and what its rows.
+    pub(super) fn removal(&self, group: GroupId) -> (Vec<Change>, Vec<Change>) {
+        let rows = self.lock();
+        let keys = rows.range(full_key(TAG_ROW, group, &[])..rows_end(group)).map(|(key, _)| key.clone());
+        (vec![(full_key(TAG_META, group, &[]), None)], keys.map(|key| (key, None)).collect())
     }
 }
 
@@ -368,16 +407,8 @@ impl RowStore for MemoryRows {
     }
 
     fn write(&self, batch: Vec<(GroupId, Vec<RowOp>)>) -> Result<(), RowError> {
-        let mut rows = self.lock();
-        let outcome = outcome(batch, |from, to| {
-            Ok(rows.range(from.to_vec()..to.to_vec()).map(|(key, _)| key.clone()).collect())
-        })?;
-        for (key, value) in outcome {
-            match value {
-                Some(value) => rows.insert(key, value),
-                None => rows.remove(&key),
-            };
-        }
+        let changes = self.changes(batch)?;
+        self.change(changes);
         Ok(())
     }
 
@@ -388,10 +419,7 @@ impl RowStore for MemoryRows {
     }
 
     fn put_meta(&self, metas: &[(GroupId, GroupMeta)]) -> Result<(), RowError> {
-        let mut rows = self.lock();
-        for (group, meta) in metas {
-            rows.insert(full_key(TAG_META, *group, &[]), meta.encode());
-        }
+        self.change(metas.iter().map(|(group, meta)| meta.put(*group)).collect());
         Ok(())
     }
 
@@ -400,10 +428,9 @@ impl RowStore for MemoryRows {
     }
 
     fn wipe(&self, group: GroupId) -> Result<(), RowError> {
-        let mut rows = self.lock();
-        let range = full_key(TAG_ROW, group, &[])..rows_end(group);
-        rows.retain(|key, _| !range.contains(key));
-        rows.remove(&full_key(TAG_META, group, &[]));
+        let (checkpoint, rows) = self.removal(group);
+        self.change(checkpoint);
+        self.change(rows);
         Ok(())
     }
 

@@ -32,7 +32,7 @@ const META_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Rows written at once while a snapshot is installed, in bytes.
 const INSTALL_BYTES: usize = 1024 * 1024;
 /// Wait before a chunk is offered again to a link that is full.
-const RETRY: Duration = Duration::from_millis(5);
+pub(super) const RETRY: Duration = Duration::from_millis(5);
 /// Refusals in a row after which a snapshot is given up: 10 s.
 const RETRIES_MAX: u32 = 2000;
 const CHUNK_VERSION: u8 = 1;
@@ -125,40 +125,56 @@ pub(crate) struct SendJob {
     pub(crate) machine: Vec<u8>,
 }
 
-/// Streams a snapshot; returns whether every chunk was handed over.
-pub(crate) fn stream(job: SendJob, outbound: &dyn Outbound, stopping: impl Fn() -> bool) -> bool {
-    let Outgoing { to, group, message } = job.snapshot;
-    let Some(meta) = &message.snapshot else { return false };
-    let mut header = Header { group, index: meta.index, term: meta.term, number: 0, part: Part::Rows };
-    let mut offer = |part, payload: &[u8]| {
-        header.part = part;
-        let chunk = encode(header, payload);
-        header.number += 1;
-        for _ in 0..RETRIES_MAX {
+/// The chunks of a snapshot, made one by one; `None` for a message without one.
+fn chunks(job: SendJob) -> Option<impl Iterator<Item = Result<Bytes, RowError>>> {
+    let SendJob { snapshot: Outgoing { group, message, .. }, rows, machine } = job;
+    let (index, term) = message.snapshot.as_ref().map(|meta| (meta.index, meta.term))?;
+    let mut rows = rows.peekable();
+    let row_chunks = std::iter::from_fn(move || {
+        let mut payload = Vec::new();
+        while let Some(row) = rows.next_if(|row| {
+            row.as_ref().map_or(true, |(key, value)| {
+                payload.is_empty() || payload.len() + key.len() + value.len() <= CHUNK_BYTES
+            })
+        }) {
+            match row {
+                Ok((key, value)) => push_row(&mut payload, &key, &value),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        (!payload.is_empty()).then_some(Ok((Part::Rows, payload)))
+    });
+    let metas: Vec<_> = machine.chunks(CHUNK_BYTES).map(|piece| Ok((Part::Meta, piece.to_vec()))).collect();
+    let end = postcard::to_stdvec(&message).map_err(|_| RowError::Meta(group));
+    let pieces = row_chunks.chain(metas).chain(std::iter::once(end.map(|end| (Part::End, end))));
+    Some(pieces.zip(0..).map(move |(piece, number)| {
+        piece.map(|(part, payload)| encode(Header { group, index, term, number, part }, &payload))
+    }))
+}
+
+/// Streams a snapshot; returns whether every chunk was handed over. `pause` waits for [`RETRY`].
+pub(crate) async fn stream(
+    job: SendJob,
+    outbound: &dyn Outbound,
+    stopping: impl Fn() -> bool,
+    pause: impl AsyncFn(),
+) -> bool {
+    let to = job.snapshot.to;
+    let Some(chunks) = chunks(job) else { return false };
+    for chunk in chunks {
+        let Ok(chunk) = chunk else { return false };
+        let mut retries = 0;
+        loop {
             match outbound.bulk(to, chunk.clone()) {
-                Ok(()) => return true,
+                Ok(()) => break,
                 Err(BulkRefused::NoLink) => return false,
-                Err(BulkRefused::Full) if stopping() => return false,
-                Err(BulkRefused::Full) => std::thread::sleep(RETRY),
+                Err(BulkRefused::Full) if stopping() || retries == RETRIES_MAX => return false,
+                Err(BulkRefused::Full) => pause().await,
             }
+            retries += 1;
         }
-        false
-    };
-    let mut rows = Vec::with_capacity(CHUNK_BYTES);
-    for row in job.rows {
-        let Ok((key, value)) = row else { return false };
-        if !rows.is_empty() && rows.len() + key.len() + value.len() > CHUNK_BYTES {
-            if !offer(Part::Rows, &rows) {
-                return false;
-            }
-            rows.clear();
-        }
-        push_row(&mut rows, &key, &value);
     }
-    let Ok(end) = postcard::to_stdvec(&message) else { return false };
-    (rows.is_empty() || offer(Part::Rows, &rows))
-        && job.machine.chunks(CHUNK_BYTES).all(|piece| offer(Part::Meta, piece))
-        && offer(Part::End, &end)
+    true
 }
 
 /// A file in the staging folder, which nobody else has and which goes away with this.
@@ -364,6 +380,7 @@ fn install_from(
 pub(super) mod tests {
     use super::super::rows::MemoryRows;
     use super::*;
+    use futures_util::FutureExt;
     use perennial_core::replication::{MessageKind, SnapshotMeta};
     use std::sync::Mutex;
 
@@ -416,7 +433,7 @@ pub(super) mod tests {
             rows: store.range(GroupId::SYSTEM, b"", None),
             machine: vec![7; CHUNK_BYTES + 1],
         };
-        assert!(stream(job, &lane, || false));
+        assert!(stream(job, &lane, || false, async || ()).now_or_never().unwrap());
         lane.chunks.into_inner().unwrap()
     }
 

@@ -163,7 +163,7 @@ impl Cluster {
 
     fn stop(&self, member: MemberId) {
         let handle = self.world.handles.lock().unwrap().remove(&member).unwrap();
-        handle.stop();
+        handle.end();
         self.world.events.lock().unwrap().retain(|(m, ..)| *m != member);
     }
 

@@ -1,4 +1,5 @@
-//! `nemesis`: real faults on real node processes, as long as one likes. Needs root, `ip`, `nft` and `tc`.
+//! `nemesis`: real faults on real node processes, as long as one likes. Needs root, `ip`, `nft` and `tc`;
+//! faults that need more say so when they are skipped.
 //!
 //! With `serve` as its first argument it is itself the node that is tormented.
 
@@ -6,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use perennial_runtime::{App, Run};
 use perennial_tests::nemesis::{Fault, Options, run};
 
@@ -14,6 +15,15 @@ use perennial_tests::nemesis::{Fault, Options, run};
 const BROKEN: u8 = 1;
 /// There is no verdict.
 const NO_VERDICT: u8 = 2;
+
+/// How the report is printed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
 
 /// Torments a cluster of node processes and checks every answer.
 #[derive(Parser)]
@@ -57,6 +67,9 @@ struct Args {
     /// Keep logs and history also of a run that shows nothing.
     #[arg(long)]
     keep: bool,
+    /// How the report is printed.
+    #[arg(long, short, value_enum, default_value = "table")]
+    output: Output,
 }
 
 fn main() -> ExitCode {
@@ -90,7 +103,13 @@ fn main() -> ExitCode {
     }
     match run(&options) {
         Ok(report) => {
-            println!("{report}");
+            for skipped in &report.skipped {
+                eprintln!("!!! SKIPPED fault {skipped}");
+            }
+            match args.output {
+                Output::Table => println!("{report}"),
+                Output::Json => println!("{:#}", report.json()),
+            }
             if report.kept_all() && report.unexpected.is_empty() { ExitCode::SUCCESS } else { BROKEN.into() }
         }
         Err(error) => {

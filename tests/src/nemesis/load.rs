@@ -279,7 +279,8 @@ enum Attempt {
     Failed { maybe: bool },
 }
 
-fn name_of(key: usize) -> String {
+/// Key of a counter.
+pub(super) fn name_of(key: usize) -> String {
     format!("k{key}")
 }
 

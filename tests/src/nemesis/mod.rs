@@ -4,11 +4,17 @@
 //! process lives in, and leaves nothing behind, also after a panic or Ctrl-C. In: [`Options`]; out: a
 //! [`Report`]. The method (clients, nemesis, checker) is Jepsen's.
 
+mod clock;
+mod delay;
+mod disk;
+mod faults;
+mod goals;
 pub mod history;
 mod load;
 mod net;
 mod nodes;
 mod report;
+mod tools;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,21 +22,21 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use futures_util::future::join_all;
-use nix::sys::signal::Signal;
 use perennial::Client;
 use perennial::client::ConnectError;
 use perennial_runtime::certs::CertsError;
 use rand::rngs::StdRng;
-use rand::seq::{IndexedRandom, SliceRandom};
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
+pub use self::faults::Fault;
 use self::history::{Action, Ledger, Op};
 use self::load::{Load, Seen};
 use self::net::Net;
 use self::nodes::Nodes;
-pub use self::report::{Report, Round};
+pub use self::report::{Report, Round, Skipped};
 
 /// Beginning of the names of all runs' namespaces and folders; the process's id comes next.
 const PREFIX: &str = "perennial-nem-";
@@ -44,12 +50,10 @@ const LOOK_PERIOD: Duration = Duration::from_millis(100);
 const LINKS: usize = 4;
 /// How long a fault is held, in milliseconds: around and above the time in which leaders are replaced.
 const HOLD_MS: std::ops::Range<u64> = 1500..5000;
-/// How long the only possible victim of a fault may take to lead a partition again.
-const LEADS_MAX: Duration = Duration::from_secs(10);
 /// Quiet time between faults, in milliseconds.
 const QUIET_MS: std::ops::Range<u64> = 300..1200;
-/// Packets of a hundred that are lost.
-const LOSS_PERCENT: u32 = 30;
+/// What the log of a node says last that ended on a full disk.
+const NO_SPACE: &str = "No space left on device";
 /// How long tasks may take to end after the run.
 const LEFTOVERS_MAX: Duration = Duration::from_secs(1);
 
@@ -68,6 +72,18 @@ pub enum NemesisError {
     Network {
         /// What failed.
         why: String,
+    },
+    /// A fault of a disk could not be made or healed.
+    #[error("cannot change a disk: {why}")]
+    Disk {
+        /// What failed.
+        why: String,
+    },
+    /// All faults that were asked for need something that is not here.
+    #[error("none of these faults can be made here: {}", skipped.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    NothingToDo {
+        /// The faults, and what they need.
+        skipped: Vec<Skipped>,
     },
     /// A file or a process.
     #[error("cannot {doing}: {source}")]
@@ -154,35 +170,6 @@ impl Options {
             keep: false,
         }
     }
-}
-
-/// What is done to a cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Fault {
-    /// A node is killed with SIGKILL and started again at the heal.
-    Kill,
-    /// All nodes are killed at once.
-    KillAll,
-    /// A node is stopped with SIGSTOP and goes on at the heal.
-    Pause,
-    /// A node's link is down: neither nodes nor clients reach it.
-    Unplug,
-    /// A node and the other nodes do not reach each other; clients reach all.
-    Isolate,
-    /// What other nodes send does not reach a node.
-    Deaf,
-    /// What a node sends does not reach other nodes.
-    Mute,
-    /// What one node sends to one other is dropped.
-    OneWay,
-    /// A part of what comes to a node is lost.
-    Loss,
-    /// What a node sends goes through a narrow pipe.
-    Slow,
-    /// The disk of one node is full.
-    FullDisk,
-    /// Two of the others at once; there may be no majority then.
-    Mixed,
 }
 
 /// Runs to a verdict.
@@ -280,13 +267,27 @@ struct Run {
     start: Instant,
     seen: Seen,
     rounds: Vec<Round>,
+    skipped: Vec<Skipped>,
+    /// Whether a disk was full in the round before.
+    was_full: bool,
     problems: Vec<String>,
     status_client: Client,
 }
 
 impl Run {
-    async fn start(options: Options, net: Arc<Net>, dir: PathBuf) -> Result<Self, NemesisError> {
+    async fn start(mut options: Options, net: Arc<Net>, dir: PathBuf) -> Result<Self, NemesisError> {
         let mut nodes = Nodes::start(&options, &net, &dir)?;
+        let mut skipped = Vec::new();
+        options.faults.retain(|fault| match fault.possible(&nodes, &net) {
+            Ok(()) => true,
+            Err(why) => {
+                skipped.push(Skipped { fault: *fault, why });
+                false
+            }
+        });
+        if options.faults.is_empty() {
+            return Err(NemesisError::NothingToDo { skipped });
+        }
         nodes.ready(READY_MAX, false).await.map_err(|why| NemesisError::NotFormed { why, dir })?;
         let mut links = Vec::new();
         for number in 0..LINKS {
@@ -313,6 +314,8 @@ impl Run {
             start,
             seen: Seen::default(),
             rounds: Vec::new(),
+            skipped,
+            was_full: false,
             problems: Vec::new(),
             status_client,
         })
@@ -339,16 +342,19 @@ impl Run {
     async fn round(&mut self, fault: Fault) -> Result<(), NemesisError> {
         self.rest(QUIET_MS).await;
         let began = self.start.elapsed();
-        let (name, may_end) = match fault {
+        let (begun, may_end) = match fault {
             Fault::Mixed => self.mixed().await?,
             fault => {
-                let name = self.begin(fault).await?;
+                let begun = self.begin(fault).await?;
                 self.hold().await;
-                (name, fault == Fault::FullDisk)
+                (begun, fault == Fault::FullDisk)
             }
         };
+        let name = begun.name;
+        let late = std::mem::replace(&mut self.was_full, may_end);
         for (_, why) in self.nodes.ended()? {
-            if !may_end {
+            // What was refused while the disk was full may be told only now.
+            if !(may_end || late && why.contains(NO_SPACE)) {
                 self.problems.push(format!("during {name}: {why}"));
             }
         }
@@ -378,110 +384,9 @@ impl Run {
         if let Err(why) = &ready {
             self.problems.push(format!("after {name} not ready within {} s: {why}", READY_MAX.as_secs()));
         }
-        self.rounds.push(Round { name, began, healed, served_after, ready_after: ready.ok() });
+        let hit = begun.hit;
+        self.rounds.push(Round { fault, name, hit, began, healed, served_after, ready_after: ready.ok() });
         Ok(())
-    }
-
-    /// Two faults, the second begun while the first lasts. Tells whether a node may end by itself.
-    async fn mixed(&mut self) -> Result<(String, bool), NemesisError> {
-        let single: Vec<_> = Fault::value_variants().iter().copied().filter(|f| *f != Fault::Mixed).collect();
-        let pair: Vec<_> = single.choose_multiple(&mut self.random, 2).copied().collect();
-        let mut names = Vec::new();
-        for fault in &pair {
-            names.push(self.begin(*fault).await?);
-            self.hold().await;
-        }
-        Ok((names.join(" + "), pair.contains(&Fault::FullDisk)))
-    }
-
-    /// Begins a fault; gives its name.
-    async fn begin(&mut self, fault: Fault) -> Result<String, NemesisError> {
-        let count = self.options.nodes;
-        let victim = self.victim(fault).await;
-        let others: Vec<_> = (0..count).filter(|other| *other != victim).collect();
-        let n = victim + 1;
-        Ok(match fault {
-            Fault::Kill => {
-                self.nodes.kill9(victim).await;
-                format!("kill n{n}")
-            }
-            Fault::KillAll => {
-                for node in 0..count {
-                    self.nodes.signal(node, Signal::SIGKILL);
-                }
-                for node in 0..count {
-                    self.nodes.kill9(node).await;
-                }
-                // Nothing can be learned from a cluster that is not there.
-                self.nodes.heal()?;
-                "kill all, start all".into()
-            }
-            Fault::Pause => {
-                self.nodes.signal(victim, Signal::SIGSTOP);
-                format!("pause n{n}")
-            }
-            Fault::Unplug => {
-                self.net.unplug(victim)?;
-                format!("unplug n{n}")
-            }
-            Fault::Isolate => {
-                for other in others {
-                    self.net.cut(victim, other)?;
-                    self.net.cut(other, victim)?;
-                }
-                format!("isolate n{n} from nodes")
-            }
-            Fault::Deaf => {
-                for other in others {
-                    self.net.cut(other, victim)?;
-                }
-                format!("n{n} hears no node")
-            }
-            Fault::Mute => {
-                for other in others {
-                    self.net.cut(victim, other)?;
-                }
-                format!("no node hears n{n}")
-            }
-            Fault::OneWay => {
-                let other = *others.choose(&mut self.random).expect("there are other nodes");
-                self.net.cut(victim, other)?;
-                format!("n{} does not hear n{n}", other + 1)
-            }
-            Fault::Loss => {
-                self.net.lose(victim, LOSS_PERCENT)?;
-                format!("n{n} loses {LOSS_PERCENT} %")
-            }
-            Fault::Slow => {
-                self.net.slow(victim)?;
-                format!("slow link of n{n}")
-            }
-            Fault::FullDisk => {
-                self.nodes.fill_disk()?;
-                format!("full disk of n{n}")
-            }
-            Fault::Mixed => unreachable!("a mix is made of others"),
-        })
-    }
-
-    /// Somebody who leads, if possible: nobody misses a follower.
-    async fn victim(&mut self, fault: Fault) -> usize {
-        let until = Instant::now() + LEADS_MAX;
-        loop {
-            let leaders = match self.status_client.status().await {
-                Ok(status) => self.nodes.leaders(&status),
-                Err(_) => Vec::new(),
-            };
-            let given = (fault == Fault::FullDisk).then(|| self.nodes.on_small_disk());
-            match given {
-                Some(victim) if leaders.contains(&victim) || Instant::now() >= until => return victim,
-                Some(_) => tokio::time::sleep(LOOK_PERIOD).await,
-                None => {
-                    let any = self.random.random_range(0..self.options.nodes);
-                    return leaders.choose(&mut self.random).copied().unwrap_or(any);
-                }
-            }
-        }
     }
 
     async fn hold(&mut self) {
@@ -520,6 +425,7 @@ impl Run {
         Ok(Report {
             seed: self.options.seed,
             rounds: std::mem::take(&mut self.rounds),
+            skipped: std::mem::take(&mut self.skipped),
             ledgers: (0..self.options.keys).map(ledger).collect(),
             violations: history::check(&ops),
             ops,

@@ -5,17 +5,21 @@
 //! Nothing is changed in the namespace that this process started in.
 
 use std::fs::File;
-use std::path::Path;
-use std::process::{Command, Output};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
+use super::delay::{self, Delays};
+use super::tools::{output, run};
 use super::{NemesisError, PREFIX, is_left};
 
 /// Where `ip netns` keeps its names.
 const NAMES: &str = "/run/netns";
 /// Interface of each namespace that is on the bridge.
 const PORT: &str = "eth0";
+/// The bridge of all.
+const ALL: &str = "br0";
 /// Port of the bridge that leads to the clients.
 const CLIENTS: &str = "pc";
 
@@ -23,6 +27,8 @@ const CLIENTS: &str = "pc";
 pub(super) struct Net {
     prefix: String,
     nodes: usize,
+    /// Or why there are none.
+    delays: Result<Delays, String>,
 }
 
 impl Net {
@@ -32,16 +38,23 @@ impl Net {
     /// [`NemesisError::Unavailable`] where that is not possible; nothing is left then.
     pub(super) fn new(nodes: usize) -> Result<Self, NemesisError> {
         remove_leftovers();
-        let net = Self { prefix: super::prefix(), nodes };
+        let delays = Err("there is no network yet".into());
+        let mut net = Self { prefix: super::prefix(), nodes, delays };
         net.make().map_err(|why| NemesisError::Unavailable { why })?;
+        net.delays = net.make_late_ways();
         Ok(net)
+    }
+
+    /// Whether packets can be late here.
+    pub(super) fn can_delay(&self) -> Result<(), String> {
+        self.delays.as_ref().map(drop).map_err(Clone::clone)
     }
 
     fn make(&self) -> Result<(), String> {
         let bridge = self.bridge();
         run("ip", &["netns", "add", &bridge])?;
-        run("ip", &["-n", &bridge, "link", "add", "br0", "type", "bridge", "forward_delay", "0"])?;
-        run("ip", &["-n", &bridge, "link", "set", "br0", "up"])?;
+        run("ip", &["-n", &bridge, "link", "add", ALL, "type", "bridge", "forward_delay", "0"])?;
+        run("ip", &["-n", &bridge, "link", "set", ALL, "up"])?;
         for node in 0..self.nodes {
             self.attach(&self.node(node), &port(node), &address(node))?;
         }
@@ -57,6 +70,20 @@ impl Net {
         Ok(())
     }
 
+    /// A bridge for each node that leads over its late way to the bridge of all; nobody is on it yet.
+    fn make_late_ways(&self) -> Result<Delays, String> {
+        let bridge = self.bridge();
+        let delays = Delays::start(enter(&bridge)?, self.nodes)?;
+        for node in 0..self.nodes {
+            let (late, near, far) = (late(node), delay::near(node), delay::far(node));
+            run("ip", &["-n", &bridge, "link", "add", &late, "type", "bridge", "forward_delay", "0"])?;
+            run("ip", &["-n", &bridge, "link", "set", &late, "up"])?;
+            run("ip", &["-n", &bridge, "link", "set", &near, "master", &late, "up"])?;
+            run("ip", &["-n", &bridge, "link", "set", &far, "master", ALL, "up"])?;
+        }
+        Ok(delays)
+    }
+
     fn attach(&self, namespace: &str, port: &str, address: &str) -> Result<(), String> {
         let bridge = self.bridge();
         run("ip", &["netns", "add", namespace])?;
@@ -64,7 +91,7 @@ impl Net {
             "ip",
             &["-n", &bridge, "link", "add", port, "type", "veth", "peer", "name", PORT, "netns", namespace],
         )?;
-        run("ip", &["-n", &bridge, "link", "set", port, "master", "br0", "up"])?;
+        run("ip", &["-n", &bridge, "link", "set", port, "master", ALL, "up"])?;
         run("ip", &["-n", namespace, "addr", "add", &format!("{address}/24"), "dev", PORT])?;
         run("ip", &["-n", namespace, "link", "set", "lo", "up"])?;
         run("ip", &["-n", namespace, "link", "set", PORT, "up"])
@@ -78,9 +105,13 @@ impl Net {
         format!("{}clients", self.prefix)
     }
 
-    /// Name of a node's namespace.
-    pub(super) fn node(&self, node: usize) -> String {
+    fn node(&self, node: usize) -> String {
         format!("{}n{}", self.prefix, node + 1)
+    }
+
+    /// File of a node's namespace.
+    pub(super) fn file(&self, node: usize) -> PathBuf {
+        Path::new(NAMES).join(self.node(node))
     }
 
     fn nft(&self, namespace: &str, rule: &str) -> Result<(), String> {
@@ -92,9 +123,7 @@ impl Net {
     /// # Errors
     /// [`NemesisError::Unavailable`].
     pub(super) fn entrance(&self) -> Result<Entrance, NemesisError> {
-        let path = Path::new(NAMES).join(self.clients());
-        let why = |error: std::io::Error| format!("cannot open {}: {error}", path.display());
-        File::open(&path).map(Entrance).map_err(|error| NemesisError::Unavailable { why: why(error) })
+        enter(&self.clients()).map_err(|why| NemesisError::Unavailable { why })
     }
 
     /// Cuts a node off from everybody, clients too.
@@ -104,7 +133,9 @@ impl Net {
 
     /// Drops what goes from one node to another.
     pub(super) fn cut(&self, from: usize, to: usize) -> Result<(), NemesisError> {
-        let rule = format!("add rule bridge nem f iifname {} oifname {} drop", port(from), port(to));
+        // A node that is late is behind another port.
+        let ports = |node| format!("{{ {}, {} }}", port(node), delay::far(node));
+        let rule = format!("add rule bridge nem f iifname {} oifname {} drop", ports(from), ports(to));
         self.change("ip", &["netns", "exec", &self.bridge(), "nft", &rule])
     }
 
@@ -124,13 +155,23 @@ impl Net {
         self.change("ip", &arguments)
     }
 
+    /// Lets all that comes to a node, and all that it sends, be late.
+    pub(super) fn delay(&self, node: usize, late_by: std::ops::Range<Duration>) -> Result<(), NemesisError> {
+        let delays = self.delays.as_ref().map_err(|why| NemesisError::Network { why: why.clone() })?;
+        delays.set(node, Some(late_by));
+        self.change("ip", &["-n", &self.bridge(), "link", "set", &port(node), "master", &late(node)])
+    }
+
     /// Ends every fault of the network.
     pub(super) fn heal(&self) -> Result<(), NemesisError> {
         let bridge = self.bridge();
         self.change("ip", &["netns", "exec", &bridge, "nft", "flush chain bridge nem f"])?;
         for node in 0..self.nodes {
             let name = self.node(node);
-            self.change("ip", &["-n", &bridge, "link", "set", &port(node), "up"])?;
+            self.change("ip", &["-n", &bridge, "link", "set", &port(node), "master", ALL, "up"])?;
+            if let Ok(delays) = &self.delays {
+                delays.set(node, None);
+            }
             self.change("ip", &["netns", "exec", &name, "nft", "flush chain inet nem in"])?;
             // There is none to delete where none was added.
             let _ = run("ip", &["netns", "exec", &name, "tc", "qdisc", "del", "dev", PORT, "root"]);
@@ -149,7 +190,7 @@ impl Drop for Net {
     }
 }
 
-/// The clients' namespace.
+/// A namespace.
 pub(super) struct Entrance(File);
 
 impl Entrance {
@@ -162,6 +203,11 @@ impl Entrance {
     }
 }
 
+fn enter(namespace: &str) -> Result<Entrance, String> {
+    let path = Path::new(NAMES).join(namespace);
+    File::open(&path).map(Entrance).map_err(|error| format!("cannot open {}: {error}", path.display()))
+}
+
 /// Address of a node.
 pub(super) fn address(node: usize) -> String {
     format!("10.77.0.{}", node + 1)
@@ -169,6 +215,11 @@ pub(super) fn address(node: usize) -> String {
 
 fn port(node: usize) -> String {
     format!("p{}", node + 1)
+}
+
+/// A node's bridge on the near side of its late way.
+fn late(node: usize) -> String {
+    format!("b{}", node + 1)
 }
 
 fn names(prefix: &str) -> Vec<String> {
@@ -192,18 +243,5 @@ fn remove_leftovers() {
         if is_left(&name) && inside.is_ok_and(|inside| inside.stdout.is_empty()) {
             let _ = run("ip", &["netns", "del", &name]);
         }
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
-    output(program, arguments).map(drop)
-}
-
-fn output(program: &str, arguments: &[&str]) -> Result<Output, String> {
-    let line = || format!("`{program} {}`", arguments.join(" "));
-    match Command::new(program).args(arguments).output() {
-        Err(error) => Err(format!("cannot run {}: {error}", line())),
-        Ok(output) if output.status.success() => Ok(output),
-        Ok(output) => Err(format!("{}: {}", line(), String::from_utf8_lossy(&output.stderr).trim())),
     }
 }

@@ -1,35 +1,33 @@
 //! The node processes of a run, each in its namespace.
 //!
-//! Owns the processes, their data folders and the small file system that one of them is on. Nothing
-//! outlives it: processes are killed and reaped, and the file system is unmounted, when it is dropped;
-//! should this process be killed, the nodes see the end of their standard input and stop.
+//! Owns the processes, their disks and their clocks. Nothing outlives it: processes are killed and reaped,
+//! then their disks are unmounted, when it is dropped; should this process be killed, the nodes see the end
+//! of their standard input and stop.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::statvfs::statvfs;
 use nix::unistd::Pid;
 use perennial::client::ClientConfig;
-use perennial::core::id::NodeId;
+use perennial::core::id::{NodeId, PartitionId};
 use perennial::node::TlsFiles;
 use perennial::status::ClusterStatus;
 use perennial_runtime::certs::throwaway;
 use perennial_runtime::harness::without_settings;
 use tokio::process::{Child, ChildStdin, Command};
 
+use super::clock::{self, Clock};
+use super::disk::Disk;
 use super::net::{Net, address};
-use super::{NemesisError, Options, is_left};
+use super::{Fault, NemesisError, Options};
 
 /// Port for nodes and clients.
 const NODE_PORT: u16 = 7001;
 /// Port of the gateways.
 const HTTP_PORT: u16 = 8080;
-/// Size of the small file system while it is not full, in MiB. Memory is taken only as it fills.
-const DISK_MIB: u64 = 1024;
 /// How long a killed process may take to be gone.
 const REAP_MAX: Duration = Duration::from_secs(5);
 /// How often readiness is asked for.
@@ -39,55 +37,92 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Lines of a node's log to show when it ended.
 const TAIL_LINES: usize = 10;
 
-/// All nodes. Fields are dropped in order: the file system goes after the processes on it.
+/// All nodes.
 pub(super) struct Nodes {
     nodes: Vec<Node>,
-    disk: Disk,
     client: TlsFiles,
     http: reqwest::Client,
+    /// Or why they have none of their own.
+    disks: Result<(), String>,
+    /// Or why they go by that of the machine.
+    clocks: Result<(), String>,
 }
 
 impl Nodes {
-    /// Makes certificates and folders and starts the processes.
+    /// Makes certificates, disks and clocks and starts the processes.
     pub(super) fn start(options: &Options, net: &Net, dir: &Path) -> Result<Self, NemesisError> {
         let count = options.nodes;
         let ids: Result<Vec<_>, _> = (1..=count).map(|n| NodeId::new(&format!("n{n}"))).collect();
         let ids = ids.expect("n1 is a node id");
         let certs = throwaway(&dir.join("tls"), &ids, "nemesis")?;
         let join: Vec<_> = (0..count).map(node_address).collect();
-        let nodes: Vec<_> = ids
+        let mut nodes: Vec<_> = ids
             .iter()
             .enumerate()
             .map(|(at, id)| Node::new(options, net, dir, (at, id), &join.join(","), &certs.nodes[id]))
             .collect();
         for node in &nodes {
-            std::fs::create_dir_all(node.data())
-                .map_err(NemesisError::io(format!("make {}", node.data().display())))?;
+            std::fs::create_dir_all(&node.dir)
+                .map_err(NemesisError::io(format!("make {}", node.dir.display())))?;
         }
-        let disk = Disk::new(nodes.last().expect("there are nodes").data())?;
+        Disk::remove_leftovers();
+        clock::remove_leftovers();
+        let disks = nodes.iter_mut().try_for_each(|node| {
+            node.disk = Some(Disk::new(&node.dir)?);
+            Ok(())
+        });
+        if disks.is_err() {
+            nodes.iter_mut().for_each(|node| node.disk = None);
+        }
+        // Not for runs that leave the clocks alone: it is between the nodes and every look at the time.
+        let sets_clocks = options.faults.iter().any(|fault| matches!(fault, Fault::Clock | Fault::Mixed));
+        let library = if sets_clocks { clock::library() } else { Err("clocks are left alone".into()) };
+        if let Ok(library) = &library {
+            for node in &mut nodes {
+                node.clock = Some(Clock::new(library, &node.dir)?);
+            }
+        }
         let http = reqwest::Client::builder().no_proxy().timeout(PROBE_TIMEOUT).build();
         let http = http.expect("a client without TLS has nothing to load");
-        let mut nodes = Self { nodes, disk, client: certs.client, http };
+        let mut nodes = Self { nodes, client: certs.client, http, disks, clocks: library.map(drop) };
         for node in &mut nodes.nodes {
             node.spawn()?;
         }
         Ok(nodes)
     }
 
-    /// The node whose disk can be made full.
-    pub(super) fn on_small_disk(&self) -> usize {
-        self.nodes.len() - 1
+    /// Whether nodes have disks that can be hurt.
+    pub(super) fn have_disks(&self) -> Result<(), String> {
+        self.disks.clone()
+    }
+
+    /// Whether nodes have clocks that can be set.
+    pub(super) fn have_clocks(&self) -> Result<(), String> {
+        self.clocks.clone()
     }
 
     /// The nodes that lead a partition.
     pub(super) fn leaders(&self, status: &ClusterStatus) -> Vec<usize> {
-        let leads = |node: &Node| status.partitions.iter().any(|p| p.leader.as_ref() == Some(&node.id));
-        (0..self.nodes.len()).filter(|at| leads(&self.nodes[*at])).collect()
+        (0..self.nodes.len()).filter(|at| !self.led(*at, status).is_empty()).collect()
     }
 
-    /// Leaves no room on the small file system.
-    pub(super) fn fill_disk(&self) -> Result<(), NemesisError> {
-        self.disk.fill()
+    /// The partitions that a node leads.
+    pub(super) fn led(&self, node: usize, status: &ClusterStatus) -> Vec<PartitionId> {
+        let led = status.partitions.iter().filter(|p| p.leader.as_ref() == Some(&self.nodes[node].id));
+        led.map(|p| p.partition).collect()
+    }
+
+    /// The disk of a node.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub(super) fn disk(&mut self, node: usize) -> &mut Disk {
+        self.nodes[node].disk.as_mut().expect("faults of disks are chosen only where nodes have disks")
+    }
+
+    /// Puts a node's clock so many seconds after, or before, the right time.
+    pub(super) fn set_clock(&self, node: usize, seconds: i64) -> Result<(), NemesisError> {
+        self.nodes[node].clock.as_ref().map_or(Ok(()), |clock| clock.set(seconds))
     }
 
     /// Settings of clients, each of which tries the nodes from another one on.
@@ -105,14 +140,18 @@ impl Nodes {
     }
 
     /// Kills a node's process and reaps it.
-    pub(super) async fn kill9(&mut self, node: usize) {
-        self.nodes[node].kill9().await;
+    pub(super) async fn kill9(&mut self, node: usize) -> Result<(), NemesisError> {
+        self.nodes[node].kill9().await
     }
 
-    /// Ends what was done to nodes: makes room, lets the paused go on, starts those that are down.
+    /// Ends what was done to nodes: their disks and clocks are right again, the paused go on, and those
+    /// that are down start.
     pub(super) fn heal(&mut self) -> Result<(), NemesisError> {
-        self.disk.empty()?;
         for at in 0..self.nodes.len() {
+            if let Some(disk) = &mut self.nodes[at].disk {
+                disk.heal()?;
+            }
+            self.set_clock(at, 0)?;
             self.signal(at, Signal::SIGCONT);
             let node = &mut self.nodes[at];
             if node.running.is_none() {
@@ -177,7 +216,7 @@ fn node_address(node: usize) -> String {
     format!("{}:{NODE_PORT}", address(node))
 }
 
-/// One node's process, running or down.
+/// One node's process, running or down, with what is under it.
 ///
 /// Invariant: a process that was started is reaped before this value is gone or starts another.
 struct Node {
@@ -185,6 +224,8 @@ struct Node {
     dir: PathBuf,
     args: Vec<String>,
     running: Option<Running>,
+    disk: Option<Disk>,
+    clock: Option<Clock>,
 }
 
 struct Running {
@@ -204,9 +245,9 @@ impl Node {
         tls: &TlsFiles,
     ) -> Self {
         let dir = dir.join(id.as_str());
-        // `ip netns exec` becomes the program: the process id is the node's.
-        let mut args: Vec<String> = ["netns", "exec"].map(Into::into).into();
-        args.extend([net.node(at), options.exe.display().to_string()]);
+        // `nsenter` becomes the program: the process id is the node's. Unlike `ip netns exec`, it takes no
+        // copy of the mounts with it, which would keep a disk from being unmounted.
+        let mut args = vec![format!("--net={}", net.file(at).display()), options.exe.display().to_string()];
         args.extend(["serve", "--exit-with-stdin", "--http-insecure"].map(Into::into));
         for (flag, value) in [
             ("--node-id", id.to_string()),
@@ -214,7 +255,7 @@ impl Node {
             ("--http", format!("{}:{HTTP_PORT}", address(at))),
             ("--join", join.to_owned()),
             ("--bootstrap-expect", options.nodes.to_string()),
-            ("--data", dir.join("data").display().to_string()),
+            ("--data", dir.join("disk").join("data").display().to_string()),
             ("--tls-ca", tls.ca.display().to_string()),
             ("--tls-cert", tls.cert.display().to_string()),
             ("--tls-key", tls.key.display().to_string()),
@@ -225,11 +266,7 @@ impl Node {
         ] {
             args.extend([flag.to_owned(), value]);
         }
-        Self { id: id.clone(), dir, args, running: None }
-    }
-
-    fn data(&self) -> PathBuf {
-        self.dir.join("data")
+        Self { id: id.clone(), dir, args, running: None, disk: None, clock: None }
     }
 
     fn spawn(&mut self) -> Result<(), NemesisError> {
@@ -237,8 +274,11 @@ impl Node {
         let path = self.dir.join("log");
         let log = File::options().create(true).append(true).open(&path);
         let log = log.map_err(NemesisError::io(format!("open {}", path.display())))?;
-        let mut command = Command::new("ip");
+        let mut command = Command::new("nsenter");
         without_settings(&mut command);
+        if let Some(clock) = &self.clock {
+            command.envs(clock.settings());
+        }
         let mut child = command
             .args(&self.args)
             .stdin(Stdio::piped())
@@ -256,11 +296,14 @@ impl Node {
         Ok(())
     }
 
-    async fn kill9(&mut self) {
+    async fn kill9(&mut self) -> Result<(), NemesisError> {
+        // Who waits for a disk does not die.
+        self.disk.as_mut().map_or(Ok(()), Disk::release)?;
         if let Some(mut running) = self.running.take() {
             let _ = running.child.start_kill();
             let _ = running.child.wait().await;
         }
+        Ok(())
     }
 
     /// How it ended, if it did so by itself since it was last looked at.
@@ -282,6 +325,10 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if let Some(disk) = &mut self.disk {
+            // Told when the disk goes, if it fails again.
+            let _ = disk.release();
+        }
         let Some(running) = &mut self.running else { return };
         let _ = running.child.start_kill();
         let until = Instant::now() + REAP_MAX;
@@ -289,64 +336,6 @@ impl Drop for Node {
         while matches!(running.child.try_wait(), Ok(None)) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
-    }
-}
-
-/// A file system in memory.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn new(path: PathBuf) -> Result<Self, NemesisError> {
-        Self::remove_leftovers();
-        let options = format!("size={DISK_MIB}m");
-        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).map_err(
-            |error| NemesisError::Unavailable {
-                why: format!("cannot mount a file system at {}: {error}", path.display()),
-            },
-        )?;
-        Ok(Self(path))
-    }
-
-    /// Unmounts those of runs that were killed.
-    fn remove_leftovers() {
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        for mount in mounts.lines() {
-            if let [_, path, "tmpfs", ..] = mount.split(' ').collect::<Vec<_>>()[..]
-                && path.split('/').any(is_left)
-            {
-                let _ = umount2(path, MntFlags::MNT_DETACH);
-            }
-        }
-    }
-
-    /// Shrinks it to what is used.
-    fn fill(&self) -> Result<(), NemesisError> {
-        loop {
-            let used = statvfs(&self.0).map(|stat| (stat.blocks() - stat.blocks_free()) * stat.block_size());
-            match used.and_then(|used| self.resize(&format!("size={used}"))) {
-                Ok(()) => return Ok(()),
-                // The node wrote in between.
-                Err(nix::errno::Errno::EINVAL) => {}
-                Err(error) => return Err(self.failed(error)),
-            }
-        }
-    }
-
-    fn empty(&self) -> Result<(), NemesisError> {
-        self.resize(&format!("size={DISK_MIB}m")).map_err(|error| self.failed(error))
-    }
-
-    fn resize(&self, size: &str) -> nix::Result<()> {
-        mount(None::<&str>, &self.0, None::<&str>, MsFlags::MS_REMOUNT, Some(size))
-    }
-
-    fn failed(&self, error: nix::errno::Errno) -> NemesisError {
-        NemesisError::io(format!("resize the file system at {}", self.0.display()))(error.into())
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        clock::remove_leftovers();
     }
 }

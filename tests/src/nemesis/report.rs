@@ -1,25 +1,50 @@
 //! What a run showed.
 //!
-//! Owns the figures and their table. Never decides what a promise is: violations and problems are found
-//! elsewhere and counted here.
+//! Owns the figures, their tables and their JSON. Never decides what a promise is: violations and
+//! problems are found elsewhere and counted here.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use comfy_table::{Table, presets};
+use serde_json::{Value, json};
 
+use super::Fault;
+use super::goals::{Compared, Times, Total, compare};
 use super::history::{Ledger, Op, Outcome, Violation};
 
 /// Violations that are told in full.
 const TOLD_MAX: usize = 5;
+/// Makes a window of time contain what ends it.
+const MOMENT: Duration = Duration::from_millis(1);
+
+/// A fault that cannot be made here.
+#[derive(Debug, Clone)]
+pub struct Skipped {
+    /// Which one.
+    pub fault: Fault,
+    /// What is missing.
+    pub why: String,
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.fault.name(), self.why)
+    }
+}
 
 /// One fault, from its begin to a cluster that serves again.
 #[derive(Debug, Clone)]
 pub struct Round {
+    /// Which one.
+    pub fault: Fault,
     /// What was done to whom.
     pub name: String,
+    /// The counters whose leader was hit.
+    pub hit: Vec<usize>,
     /// Begin, since the start of the run.
     pub began: Duration,
     /// When it was healed, since the start of the run.
@@ -37,6 +62,8 @@ pub struct Report {
     pub seed: u64,
     /// The faults in order.
     pub rounds: Vec<Round>,
+    /// Faults that could not be made here.
+    pub skipped: Vec<Skipped>,
     /// Everything that was called.
     pub ops: Vec<Op>,
     /// Faults that callers got, by code.
@@ -89,6 +116,33 @@ impl Report {
         }
     }
 
+    /// Longest times without an acknowledged call of each counter that a round hit.
+    fn gaps(&self, round: &Round) -> Vec<Duration> {
+        let (from, to) = (round.began, round.until());
+        let of_key = |key: usize| {
+            let ops = self.ops.iter().filter(|op| op.key == key && matches!(op.outcome, Outcome::Value(_)));
+            let times = ops.map(|op| op.returned_at).filter(|at| (from..to).contains(at));
+            longest_gap(from, to, times.collect())
+        };
+        round.hit.iter().map(|key| of_key(*key)).collect()
+    }
+
+    fn totals(&self) -> Vec<Total> {
+        let total = |fault: Fault| {
+            let rounds: Vec<_> = self.rounds.iter().filter(|round| round.fault == fault).collect();
+            let gaps = Times::of(rounds.iter().flat_map(|round| self.gaps(round)));
+            let served_after = Times::of(rounds.iter().filter_map(|round| round.served_after));
+            Total { fault, rounds: rounds.len(), gaps, served_after }
+        };
+        Fault::value_variants().iter().copied().map(total).filter(|total| total.rounds > 0).collect()
+    }
+
+    /// The whole run up to its last answer.
+    fn whole(&self) -> (Duration, Figures) {
+        let whole = self.ops.iter().map(|op| op.returned_at).max().unwrap_or_default();
+        (whole, self.figures(Duration::ZERO, whole + MOMENT))
+    }
+
     fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(presets::UTF8_FULL_CONDENSED);
@@ -104,9 +158,7 @@ impl Report {
             "ready after",
         ]);
         for round in &self.rounds {
-            // Up to where it served again, so that the gap of the fault is seen whole.
-            let until = round.healed + round.served_after.unwrap_or_default() + Duration::from_millis(1);
-            let figures = self.figures(round.began, until);
+            let figures = self.figures(round.began, round.until());
             let or_never = |time: Option<Duration>| time.map_or("NEVER".into(), seconds);
             table.add_row([
                 round.name.clone(),
@@ -122,6 +174,121 @@ impl Report {
         }
         table
     }
+
+    fn table_of_totals(totals: &[Total]) -> Table {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_FULL_CONDENSED);
+        table.set_header([
+            "fault",
+            "times",
+            "counters hit",
+            "gap p50",
+            "gap p99",
+            "gap max",
+            "serves p50",
+            "serves max",
+        ]);
+        for total in totals {
+            let or_none = |time: Option<Duration>| time.map_or("-".into(), seconds);
+            table.add_row([
+                total.fault.name(),
+                total.rounds.to_string(),
+                total.gaps.count().to_string(),
+                or_none(total.gaps.percentile(50)),
+                or_none(total.gaps.percentile(99)),
+                or_none(total.gaps.max()),
+                or_none(total.served_after.percentile(50)),
+                or_none(total.served_after.max()),
+            ]);
+        }
+        table
+    }
+
+    /// All figures, for programs.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let (whole, all) = self.whole();
+        let totals = self.totals();
+        let times = |times: &Times| {
+            let ms = |time: Option<Duration>| time.map(millis);
+            json!({
+                "samples": times.count(),
+                "p50_ms": ms(times.percentile(50)),
+                "p99_ms": ms(times.percentile(99)),
+                "max_ms": ms(times.max()),
+            })
+        };
+        let rounds = self.rounds.iter().map(|round| {
+            let figures = self.figures(round.began, round.until());
+            json!({
+                "fault": round.fault.name(),
+                "name": round.name,
+                "began_ms": millis(round.began),
+                "healed_ms": millis(round.healed),
+                "acknowledged": figures.acknowledged,
+                "refused": figures.refused,
+                "unknown": figures.unknown,
+                "gap_ms": millis(figures.gap),
+                "gap_of_key_ms": millis(figures.gap_of_key),
+                "counters_hit": round.hit,
+                "gaps_hit_ms": self.gaps(round).into_iter().map(millis).collect::<Vec<_>>(),
+                "served_after_ms": round.served_after.map(millis),
+                "ready_after_ms": round.ready_after.map(millis),
+            })
+        });
+        let faults = totals.iter().map(|total| {
+            json!({
+                "fault": total.fault.name(),
+                "times": total.rounds,
+                "gaps": times(&total.gaps),
+                "served_after": times(&total.served_after),
+            })
+        });
+        let goals = compare(&totals).into_iter().map(|goal| {
+            json!({ "name": goal.name, "goal": goal.goal, "measured": times(&goal.times), "kept": goal.kept })
+        });
+        let skipped = self.skipped.iter();
+        let ledger = self.ledger();
+        json!({
+            "seed": self.seed,
+            "kept_all": self.kept_all(),
+            "operations": self.ops.len(),
+            "duration_ms": millis(whole),
+            "acknowledged": all.acknowledged,
+            "refused": all.refused,
+            "unknown": all.unknown,
+            "ledger": {
+                "counters": self.ledgers.len(),
+                "sum": ledger.last,
+                "acknowledged": ledger.acknowledged,
+                "unknown": ledger.unknown,
+            },
+            "faults": faults.collect::<Vec<_>>(),
+            "goals": goals.collect::<Vec<_>>(),
+            "rounds": rounds.collect::<Vec<_>>(),
+            "skipped": skipped
+                .map(|skipped| json!({ "fault": skipped.fault.name(), "why": skipped.why }))
+                .collect::<Vec<_>>(),
+            "told_to_callers": self.faults,
+            "violations": self.violations.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "problems": self.problems,
+            "unexpected": self.unexpected,
+            "kept_in": self.kept,
+        })
+    }
+
+    /// That of all counters together.
+    fn ledger(&self) -> Ledger {
+        let sum = |part: fn(&Ledger) -> u64| self.ledgers.iter().map(part).sum();
+        Ledger { acknowledged: sum(|l| l.acknowledged), unknown: sum(|l| l.unknown), last: sum(|l| l.last) }
+    }
+}
+
+impl Round {
+    /// Up to where it served again, so that the gap of the fault is seen whole.
+    fn until(&self) -> Duration {
+        self.healed + self.served_after.unwrap_or_default() + MOMENT
+    }
 }
 
 /// Longest time without an event.
@@ -131,15 +298,31 @@ fn longest_gap(from: Duration, to: Duration, mut times: Vec<Duration>) -> Durati
     times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
 }
 
-fn seconds(time: Duration) -> String {
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A time, as reports show it.
+pub(super) fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.table())?;
-        let whole = self.ops.iter().map(|op| op.returned_at).max().unwrap_or_default();
-        let all = self.figures(Duration::ZERO, whole + Duration::from_millis(1));
+        let totals = self.totals();
+        writeln!(f, "{}", Self::table_of_totals(&totals))?;
+        for Compared { name, goal, times, kept } in compare(&totals) {
+            let [p50, p99, max] = [times.percentile(50), times.percentile(99), times.max()]
+                .map(|time| time.map_or("-".into(), seconds));
+            let verdict = if kept { "kept" } else { "MISSED" };
+            let samples = times.count();
+            writeln!(f, "goal {name}: {goal}: {verdict} (p50 {p50}, p99 {p99}, max {max} of {samples})")?;
+        }
+        for skipped in &self.skipped {
+            writeln!(f, "!!! SKIPPED fault {skipped}")?;
+        }
+        let (whole, all) = self.whole();
         writeln!(
             f,
             "seed {}: {} operations on {} counters in {}: {} acknowledged, {} refused, {} unknown",
@@ -151,8 +334,7 @@ impl fmt::Display for Report {
             all.refused,
             all.unknown,
         )?;
-        let sum = |part: fn(&Ledger) -> u64| self.ledgers.iter().map(part).sum::<u64>();
-        let (acknowledged, unknown, last) = (sum(|l| l.acknowledged), sum(|l| l.unknown), sum(|l| l.last));
+        let Ledger { acknowledged, unknown, last } = self.ledger();
         writeln!(
             f,
             "ledger: counters sum up to {last} = {acknowledged} acknowledged increments + {} of {unknown} unknown ones",

@@ -95,6 +95,17 @@ impl Partition {
         self.time
     }
 
+    /// A batch of this record time goes into the log: time never falls behind it, whatever the clock says.
+    pub fn advance(&mut self, time: Millis) {
+        self.time = self.time.max(time);
+    }
+
+    /// Forgets the kept replies of sessions: a control of tests.
+    #[cfg(feature = "controls")]
+    pub fn forget_replies(&mut self) {
+        self.dedup = Dedup::default();
+    }
+
     /// Kept replies of sessions.
     #[must_use]
     pub fn dedup(&self) -> &Dedup {
@@ -305,7 +316,11 @@ pub fn read_meta(bytes: &[u8]) -> Option<Partition> {
     }
 }
 
-fn read_batch(entry: &[u8]) -> Result<Batch, Refusal> {
+/// The batch in an entry of a partition's log.
+///
+/// # Errors
+/// [`Refusal`] when it is none; every replica then refuses it alike.
+pub fn read_batch(entry: &[u8]) -> Result<Batch, Refusal> {
     if entry.len() > ENTRY_BYTES_MAX {
         return Err(Refusal::Unreadable);
     }

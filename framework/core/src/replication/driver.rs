@@ -47,6 +47,9 @@ pub struct DriverConfig {
     pub log_keep_bytes: usize,
     /// Bytes of log above which a slow follower gets a snapshot instead, per group.
     pub log_tail_bytes_max: usize,
+    /// Fences taken away: a control of tests.
+    #[cfg(feature = "controls")]
+    pub without: &'static [super::Fence],
 }
 
 impl DriverConfig {
@@ -63,6 +66,8 @@ impl DriverConfig {
             home_forced_ticks: 120,
             log_keep_bytes: 256 * 1024,
             log_tail_bytes_max: 4 * 1024 * 1024,
+            #[cfg(feature = "controls")]
+            without: &[],
         }
     }
 }
@@ -175,7 +180,6 @@ impl Driver {
     pub fn new(config: DriverConfig) -> Self {
         Self {
             live: Liveness { me: config.me.0, ..Liveness::default() },
-            config,
             logger: Logger::root(Discard, o!()),
             groups: BTreeMap::new(),
             dirty: Vec::new(),
@@ -185,7 +189,11 @@ impl Driver {
             failed: Vec::new(),
             handover: None,
             events: Vec::new(),
+            #[cfg(feature = "controls")]
+            fences: Fences { without: config.without },
+            #[cfg(not(feature = "controls"))]
             fences: Fences::default(),
+            config,
         }
     }
 

@@ -36,7 +36,7 @@ const TRANSFER_LAG_MAX: u64 = 256;
 
 /// The guards of an epoch; tests take one away to show what it prevents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fence {
+pub enum Fence {
     /// Proposals of another epoch are refused.
     Epoch,
     /// Proposals out of sequence are refused.
@@ -50,16 +50,16 @@ pub(crate) enum Fence {
 /// Which fences stand: all of them, outside tests.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Fences {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "controls"))]
     pub(crate) without: &'static [Fence],
 }
 
 impl Fences {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "controls"))]
     fn stands(self, fence: Fence) -> bool {
         !self.without.contains(&fence)
     }
-    #[cfg(not(test))]
+    #[cfg(not(any(test, feature = "controls")))]
     fn stands(self, _: Fence) -> bool {
         true
     }

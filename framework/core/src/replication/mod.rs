@@ -19,6 +19,8 @@ pub use effects::{
     Committed, Effects, EpochEvent, FollowerStatus, GroupStatus, Install, Outgoing, Persist, Proposal, Role,
     Truncate,
 };
+#[cfg(feature = "controls")]
+pub use group::Fence;
 pub use machine::{RestoreError, RowOp, StateMachine};
 pub use message::{
     Dropped, ENTRY_BYTES_MAX, EntryKind, FRAME_BYTES_MAX, FrameError, FrameWriter, MessageKind, RaftMessage,

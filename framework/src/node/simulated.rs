@@ -1,0 +1,176 @@
+//! A node on a simulated machine.
+//!
+//! Owns what such a node is made of instead of sockets, folders, threads and clocks: everything else is the
+//! code of a real node. Forming is left out: the cluster is given. So is the control lane.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use perennial_core::id::{GroupId, LogIndex, MemberId, NodeId, RecordSeq, Term};
+use perennial_core::membership::MemberSpec;
+use perennial_core::placement::ClusterState;
+use perennial_core::replication::{RestoreError, RowOp, StateMachine};
+
+use super::identity::{Folder, Identity};
+use super::{Ground, Node, Replicas, StartError, Unstarted, service};
+use crate::app::App;
+use crate::clock::{Clock, WallClock};
+use crate::link::{LinkConfig, MemoryHub};
+use crate::replica::{
+    Disk, GroupEvent, GroupSink, MachineFactory, Outbound, Pace, Replica, ReplicaConfig, ReplicaFault,
+    ReplicaHandle,
+};
+
+/// Sees what happens to the groups of a node, as its replica does it.
+pub trait Witness: Send + Sync {
+    /// An entry with records or commands is applied.
+    fn applied(&self, group: GroupId, term: Term, index: LogIndex, entry: &[u8]);
+    /// The node is told of something.
+    fn event(&self, group: GroupId, event: &GroupEvent);
+}
+
+/// What a simulated node runs on.
+#[derive(Clone)]
+pub struct Machine {
+    /// The node's name.
+    pub node: NodeId,
+    /// The cluster in its first state; the node is a member.
+    pub cluster: ClusterState,
+    /// The network.
+    pub hub: MemoryHub,
+    /// Settings of the links.
+    pub link: LinkConfig,
+    /// The disk.
+    pub disk: Disk,
+    /// How long work on the disk takes.
+    pub pace: Pace,
+    /// The time of day.
+    pub clock: WallClock,
+    /// Seed of the election jitter.
+    pub seed: u64,
+    /// Changes the replica's settings.
+    pub tune: fn(&mut ReplicaConfig),
+    /// Who looks on.
+    pub witness: Option<Arc<dyn Witness>>,
+    /// A mistake planted on purpose.
+    #[cfg(feature = "controls")]
+    pub mistake: Option<super::Mistake>,
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl Machine {
+    /// Starts the replica as tasks of the current runtime.
+    pub(super) fn open(
+        &self,
+        me: MemberId,
+        machines: MachineFactory,
+        outbound: Arc<dyn Outbound>,
+        sink: Arc<dyn GroupSink>,
+    ) -> Result<ReplicaHandle, ReplicaFault> {
+        let mut config = ReplicaConfig::new(me, self.seed, None);
+        (self.tune)(&mut config);
+        #[cfg(feature = "controls")]
+        let (machines, sink) = {
+            use super::controls::{Mistake, SpoiledMachine, SpoiledSink, unfence};
+            unfence(&mut config, self.mistake);
+            let late = self.mistake == Some(Mistake::OutOfOrder);
+            let spoiled = move |group: GroupId| -> Box<dyn StateMachine> {
+                let machine = machines(group);
+                if late { Box::new(SpoiledMachine::new(machine)) } else { machine }
+            };
+            let sink: Arc<dyn GroupSink> = Arc::new(SpoiledSink(self.mistake, sink));
+            (Box::new(spoiled) as MachineFactory, sink)
+        };
+        let stores = self.disk.open(&config)?;
+        let Some(witness) = self.witness.clone() else {
+            return Replica::spawn_tasks(config, stores, self.pace.clone(), machines, outbound, sink);
+        };
+        let sink = Arc::new(WatchedSink(witness.clone(), sink));
+        let machines = Box::new(move |group| -> Box<dyn StateMachine> {
+            Box::new(WatchedMachine { group, witness: witness.clone(), machine: machines(group) })
+        });
+        Replica::spawn_tasks(config, stores, self.pace.clone(), machines, outbound, sink)
+    }
+}
+
+impl Node {
+    /// Starts a node on a simulated machine, as tasks of the current runtime. It ends with
+    /// [`stop`](Self::stop), or with the runtime, as a killed process does.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    ///
+    /// # Panics
+    /// When the node is no member of its cluster.
+    pub async fn start_on(machine: Machine, app: App) -> Result<Self, StartError> {
+        let failed = |why: String| StartError::Data { path: machine.node.as_str().into(), why };
+        let member = machine.cluster.members.by_node(&machine.node).expect("the node is a member");
+        let ground = Ground {
+            app,
+            spec: MemberSpec::new(machine.node.clone(), member.address.clone()),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            folder: Folder::none(),
+            identity: Identity {
+                node: machine.node.clone(),
+                promise: None,
+                formed: Some(machine.cluster.clone()),
+            },
+            clock: Clock::Tokio { start: tokio::time::Instant::now(), at: machine.clock.clone() },
+            replicas: Replicas::Machine(Box::new(machine.clone())),
+        };
+        let unstarted = Unstarted::new(ground);
+        let joined = machine.hub.join(machine.node.clone(), unstarted.handlers(), machine.link.clone()).await;
+        let inner = unstarted.start(joined.map_err(|error| failed(error.to_string()))?);
+        let node = Self { inner: inner.clone() };
+        if let Err(why) = inner.bring_up().await {
+            node.stop(Duration::ZERO).await;
+            return Err(failed(why));
+        }
+        let announcing = inner.clone();
+        inner.spawn(async move { service::announce(&announcing).await });
+        Ok(node)
+    }
+}
+
+struct WatchedSink(Arc<dyn Witness>, Arc<dyn GroupSink>);
+
+impl GroupSink for WatchedSink {
+    fn event(&self, group: GroupId, event: GroupEvent) {
+        self.0.event(group, &event);
+        self.1.event(group, event);
+    }
+    fn failed(&self, fault: ReplicaFault) {
+        self.1.failed(fault);
+    }
+}
+
+struct WatchedMachine {
+    group: GroupId,
+    witness: Arc<dyn Witness>,
+    machine: Box<dyn StateMachine>,
+}
+
+impl StateMachine for WatchedMachine {
+    fn apply(&mut self, term: Term, index: LogIndex, entry: &[u8], rows: &mut Vec<RowOp>) {
+        self.witness.applied(self.group, term, index, entry);
+        self.machine.apply(term, index, entry, rows);
+    }
+    fn checkpoint(&self) -> Vec<u8> {
+        self.machine.checkpoint()
+    }
+    fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
+        self.machine.restore(bytes)
+    }
+    fn installed(&mut self) {
+        self.machine.installed();
+    }
+    fn next_seq(&self, epoch: Term) -> RecordSeq {
+        self.machine.next_seq(epoch)
+    }
+}

@@ -1,0 +1,231 @@
+//! What goes wrong, and when: all of it follows from the seed.
+//!
+//! Owns the plan: faults come at random times, several may be there at once, each heals after a while. At
+//! most one machine at a time loses what it had promised to keep (rows), because no replication survives
+//! more; everything else may hit any number of machines.
+
+use std::collections::BTreeMap;
+
+use perennial::replica::DiskFault;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::world::{Life, World};
+
+/// Mean time between faults, in milliseconds.
+const PERIOD_MS: u32 = 350;
+/// Longest time until a fault heals, in milliseconds.
+const LENGTH_MS_MAX: u64 = 4000;
+/// How often nodes are looked at that may have ended by themselves, in milliseconds.
+const LOOK_MS: u64 = 20;
+
+/// What heals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Heal {
+    Start(usize),
+    Resume(usize),
+    Ways(usize, usize),
+    Network,
+    Disk(usize),
+    Pace(usize),
+}
+
+/// The plan of a run.
+pub struct Faults {
+    random: StdRng,
+    heals: BTreeMap<(u64, u64), Heal>,
+    number: u64,
+    /// Faults so far, by kind.
+    pub counts: BTreeMap<&'static str, u64>,
+}
+
+impl Faults {
+    /// The plan of a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            random: StdRng::seed_from_u64(seed ^ 0xfa17),
+            heals: BTreeMap::new(),
+            number: 0,
+            counts: BTreeMap::new(),
+        }
+    }
+
+    fn later(&mut self, world: &World, heal: Heal) {
+        let length = self.random.random_range(1..=LENGTH_MS_MAX);
+        self.number += 1;
+        self.heals.insert((world.now + length, self.number), heal);
+    }
+
+    /// Lets happen what is due now. In the safety phase new faults come.
+    pub fn act(&mut self, world: &mut World, safety: bool) {
+        while let Some(first) = self.heals.first_entry().filter(|first| first.key().0 <= world.now) {
+            let heal = first.remove();
+            self.heal(world, heal);
+        }
+        if safety && self.random.random_ratio(1, PERIOD_MS) {
+            self.hit(world);
+        }
+        if world.now % LOOK_MS == 0 {
+            for at in 0..world.hosts.len() {
+                let Some(why) = world.ended(at) else { continue };
+                world.say(&format!("{} has ended: {why}", world.hosts[at].id));
+                world.kill(at);
+                {
+                    let sound = world.sound_disk();
+                    world.hosts[at].disk.set_fault(sound);
+                };
+                self.later(world, Heal::Start(at));
+            }
+        }
+    }
+
+    /// Ends all faults; machines that are off start.
+    pub fn heal_all(&mut self, world: &mut World) {
+        world.say("everything heals");
+        for heal in std::mem::take(&mut self.heals).into_values() {
+            self.heal(world, heal);
+        }
+        for at in 0..world.hosts.len() {
+            world.jump(at, 0);
+            world.hosts[at].rate = 1000;
+            if matches!(world.hosts[at].life, Life::Down) {
+                self.heal(world, Heal::Start(at));
+            }
+        }
+    }
+
+    fn heal(&mut self, world: &mut World, heal: Heal) {
+        match heal {
+            Heal::Start(at) => {
+                if matches!(world.hosts[at].life, Life::Down) {
+                    world.say(&format!("{} starts", world.hosts[at].id));
+                    world.start(at);
+                }
+            }
+            Heal::Resume(at) => {
+                if let Life::Up(running) = &mut world.hosts[at].life {
+                    running.paused = false;
+                }
+            }
+            Heal::Ways(a, b) => world.hub.heal(&world.hosts[a].id, &world.hosts[b].id),
+            Heal::Network => world.weather.lock().expect("nobody panics with it").network_ms = (0, 2),
+            Heal::Disk(at) => {
+                let sound = world.sound_disk();
+                world.hosts[at].disk.set_fault(sound);
+            }
+            Heal::Pace(at) => world.weather.lock().expect("nobody panics with it").disk_ms[at] = (0, 2),
+        }
+    }
+
+    /// A machine, and another one.
+    fn two(&mut self, world: &World) -> (usize, usize) {
+        let count = world.hosts.len();
+        let a = self.random.random_range(0..count);
+        (a, (a + self.random.random_range(1..count)) % count)
+    }
+
+    fn hit(&mut self, world: &mut World) {
+        let (at, other) = self.two(world);
+        let up = matches!(&world.hosts[at].life, Life::Up(_));
+        let (name, of) = (world.hosts[at].id.clone(), world.hosts[other].id.clone());
+        let fault = match self.random.random_range(0..22) {
+            0..3 if up => {
+                world.kill(at);
+                if self.random.random_bool(0.2) {
+                    world.hosts[at].disk.lose_rows();
+                    self.later(world, Heal::Start(at));
+                    "rows lost"
+                } else {
+                    self.later(world, Heal::Start(at));
+                    "kill"
+                }
+            }
+            3..6 if up => {
+                world.cut_power(at).expect("the simulated disk works");
+                self.later(world, Heal::Start(at));
+                "power cut"
+            }
+            6 => {
+                for at in 0..world.hosts.len() {
+                    if matches!(&world.hosts[at].life, Life::Up(_)) {
+                        world.cut_power(at).expect("the simulated disk works");
+                        self.later(world, Heal::Start(at));
+                    }
+                }
+                "power cut of all"
+            }
+            7..9 if up => {
+                if let Life::Up(running) = &mut world.hosts[at].life {
+                    running.paused = true;
+                }
+                self.later(world, Heal::Resume(at));
+                "pause"
+            }
+            9..11 => {
+                world.hub.freeze_one_way(&name, &of);
+                self.later(world, Heal::Ways(at, other));
+                "one way"
+            }
+            11..13 => {
+                world.hub.cut(&name, &of);
+                self.later(world, Heal::Ways(at, other));
+                "cut"
+            }
+            13..15 => {
+                for other in (0..world.hosts.len()).filter(|other| *other != at) {
+                    let of = world.hosts[other].id.clone();
+                    if self.random.random_bool(0.5) {
+                        world.hub.freeze(&name, &of);
+                    } else {
+                        world.hub.cut(&name, &of);
+                    }
+                    self.later(world, Heal::Ways(at, other));
+                }
+                "isolate"
+            }
+            15 => {
+                world.hub.reset(&name, &of);
+                "reset"
+            }
+            16 => {
+                let most = self.random.random_range(20..400);
+                world.weather.lock().expect("nobody panics with it").network_ms = (0, most);
+                self.later(world, Heal::Network);
+                "delay"
+            }
+            17 => {
+                let most = self.random.random_range(20..600);
+                world.weather.lock().expect("nobody panics with it").disk_ms[at] = (0, most);
+                self.later(world, Heal::Pace(at));
+                "slow disk"
+            }
+            18 => {
+                let skew = self.random.random_range(-60_000..60_000);
+                world.jump(at, skew);
+                "clock jump"
+            }
+            19 => {
+                world.hosts[at].rate = self.random.random_range(800..1250);
+                "clock drift"
+            }
+            20 if up => {
+                world.hosts[at].disk.set_fault(DiskFault::Full);
+                self.later(world, Heal::Disk(at));
+                "disk full"
+            }
+            21 if up => {
+                world.hosts[at].disk.set_fault(DiskFault::Flush);
+                self.later(world, Heal::Disk(at));
+                "flush fails"
+            }
+            _ => return,
+        };
+        *self.counts.entry(fault).or_default() += 1;
+        world.say(&match fault {
+            "one way" | "cut" | "reset" => format!("{fault}: {name}, {of}"),
+            "delay" | "power cut of all" => fault.to_owned(),
+            _ => format!("{fault}: {name}"),
+        });
+    }
+}

@@ -1,0 +1,84 @@
+//! What must hold: one file each, with its source.
+//!
+//! Those of the log look at every entry that any replica applies, when it does; the others at the end of a
+//! run compare what clients were told with what the actors say. None decides anything.
+
+pub mod agreement;
+pub mod answers;
+pub mod convergence;
+pub mod firings;
+pub mod gapless;
+pub mod leaders;
+pub mod messages;
+pub mod nested;
+pub mod once;
+pub mod payments;
+pub mod watermark;
+
+use perennial::core::id::{GroupId, LogIndex, Term};
+use perennial::core::partition::record::{Batch, Record, Turn};
+
+pub use answers::linearizable;
+pub use convergence::replicas_agree;
+pub use firings::every_alarm_rings_once;
+pub use nested::nested_calls_run_once;
+pub use payments::every_payment_arrives_once;
+
+/// An entry that a replica applies.
+pub struct Seen<'a> {
+    /// Whose replica.
+    pub node: &'a str,
+    /// Of which group.
+    pub group: GroupId,
+    /// The entry's term.
+    pub term: Term,
+    /// Its index.
+    pub index: LogIndex,
+    /// What it holds.
+    pub entry: &'a [u8],
+    /// The same as records; `None` for one of the system partition.
+    pub batch: Option<&'a Batch>,
+}
+
+impl Seen<'_> {
+    fn turns(&self) -> impl Iterator<Item = &Turn> {
+        let records = self.batch.map(|batch| batch.records.as_slice()).unwrap_or_default();
+        records.iter().filter_map(|record| match record {
+            Record::Turn(turn) => Some(&**turn),
+            _ => None,
+        })
+    }
+}
+
+/// Something that must hold of the log.
+pub trait Invariant: Send {
+    /// An entry is applied for the first time by any replica; those of a group come in order.
+    fn first(&mut self, seen: &Seen<'_>) -> Result<(), String> {
+        let _ = seen;
+        Ok(())
+    }
+    /// An entry is applied, again or by another replica.
+    fn again(&mut self, seen: &Seen<'_>) -> Result<(), String> {
+        let _ = seen;
+        Ok(())
+    }
+    /// A node begins to lead a group.
+    fn leads(&mut self, node: &str, group: GroupId, term: Term) -> Result<(), String> {
+        let _ = (node, group, term);
+        Ok(())
+    }
+}
+
+/// All of them.
+#[must_use]
+pub fn all() -> Vec<Box<dyn Invariant>> {
+    vec![
+        Box::<agreement::Agreement>::default(),
+        Box::<leaders::OneLeader>::default(),
+        Box::<gapless::Gapless>::default(),
+        Box::<once::Once>::default(),
+        Box::<watermark::Watermark>::default(),
+        Box::<messages::InOrder>::default(),
+        Box::<firings::Firings>::default(),
+    ]
+}

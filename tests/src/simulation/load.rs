@@ -1,0 +1,217 @@
+//! The clients of a simulation, and what they were told.
+//!
+//! Owns their calls and the record of each: what was asked, what came of it, in which order. Never looks at
+//! a node. Calls follow from the seed and the answers.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use perennial::core::id::NodeId;
+use perennial::error::Applied;
+use perennial::link::{LinkConfig, MemoryHub};
+use perennial::{Actors, CallError, Client, Fault};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::app::{Agent, Alarm, Counter, Payment, Purse};
+use crate::nemesis::history::{Action, Op, Outcome};
+
+/// Counters that clients call.
+pub const COUNTERS: usize = 4;
+/// Purses, and alarms, and agents.
+pub const OTHERS: u64 = 4;
+/// Deadline of a call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+/// Longest pause of a client between calls, in milliseconds.
+const PAUSE_MS_MAX: u64 = 60;
+/// Longest time until an alarm rings, in milliseconds.
+const ALARM_MS_MAX: u64 = 3000;
+
+/// A call that is no counter's: its number and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Who was called.
+    pub actor: String,
+    /// The number that the call gave.
+    pub number: u64,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What all clients were told.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// Calls of counters.
+    pub ops: Vec<Op>,
+    /// Payments asked of a purse.
+    pub payments: Vec<Told>,
+    /// Alarms asked for.
+    pub alarms: Vec<Told>,
+    /// Calls of agents; the number is that of the agent.
+    pub relays: Vec<Told>,
+    /// Acknowledged calls.
+    pub acknowledged: u64,
+    /// Faults that a caller cannot do anything about, which none of the faults here should cause.
+    pub unexpected: Vec<String>,
+}
+
+/// What the clients of a run share.
+#[derive(Debug, Default)]
+pub struct Shared {
+    ticks: AtomicU64,
+    numbers: AtomicU64,
+    stop: AtomicBool,
+    heard: Mutex<Heard>,
+}
+
+impl Shared {
+    /// Lets the clients end after the call each is at.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Looks at what was heard.
+    pub fn heard<T>(&self, look: impl FnOnce(&mut Heard) -> T) -> T {
+        look(&mut self.heard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn tick(&self) -> u64 {
+        self.ticks.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Connects, however long that takes.
+pub async fn connect(hub: &MemoryHub, me: &NodeId, nodes: &[NodeId], link: &LinkConfig) -> Client {
+    loop {
+        match Client::connect_in(hub.clone(), me.clone(), nodes, link.clone()).await {
+            Ok(client) => return client,
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+fn outcome<T>(answer: Result<T, Fault>, value: impl FnOnce(T) -> i64, shared: &Shared) -> Outcome {
+    match answer {
+        Ok(answer) => {
+            shared.heard(|heard| heard.acknowledged += 1);
+            Outcome::Value(value(answer))
+        }
+        // Refused because the first answer is forgotten: says nothing about the first.
+        Err(Fault::Forgotten { .. }) => Outcome::Unknown,
+        Err(fault) => {
+            if !fault.retryable() {
+                shared.heard(|heard| heard.unexpected.push(fault.to_string()));
+            }
+            if fault.applied() == Applied::No { Outcome::NotApplied } else { Outcome::Unknown }
+        }
+    }
+}
+
+/// Calls until it is told to stop.
+pub async fn drive(client: Client, name: String, seed: u64, shared: Arc<Shared>) {
+    let mut random = StdRng::seed_from_u64(seed);
+    while !shared.stop.load(Ordering::Relaxed) {
+        match random.random_range(0..10) {
+            0..6 => {
+                let key = random.random_range(0..COUNTERS);
+                let action = if random.random_bool(0.4) { Action::Read } else { Action::Increment };
+                count(&client, &name, key, action, &shared).await;
+            }
+            6..8 => {
+                let from = format!("p{}", random.random_range(0..OTHERS));
+                let to = format!("p{}", random.random_range(0..OTHERS));
+                let number = shared.number();
+                let answer = client.get::<Purse>(&from).pay(to, number).timeout(CALL_TIMEOUT).await;
+                let outcome = outcome(answer, |_| 0, &shared);
+                shared.heard(|heard| heard.payments.push(Told { actor: from, number, outcome }));
+            }
+            8 => {
+                let actor = format!("a{}", random.random_range(0..OTHERS));
+                let (number, after) = (shared.number(), random.random_range(1..ALARM_MS_MAX));
+                let answer = client.get::<Alarm>(&actor).set(number, after).timeout(CALL_TIMEOUT).await;
+                let outcome = outcome(answer, |_| 0, &shared);
+                shared.heard(|heard| heard.alarms.push(Told { actor, number, outcome }));
+            }
+            _ => {
+                let number = random.random_range(0..OTHERS);
+                let (agent, counter) = (format!("g{number}"), format!("n{number}"));
+                let answer = client.get::<Agent>(&agent).relay(counter).timeout(CALL_TIMEOUT).await;
+                let answer = answer.map_err(|error| match error {
+                    CallError::Fault(fault) => fault,
+                    CallError::App(never) => unreachable!("an agent has no error of its own: {never}"),
+                });
+                let outcome = outcome(answer, |sum| sum, &shared);
+                shared.heard(|heard| heard.relays.push(Told { actor: agent, number, outcome }));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..PAUSE_MS_MAX))).await;
+    }
+}
+
+/// Calls one counter and records it; whether it was acknowledged.
+pub async fn count(client: &Client, name: &str, key: usize, action: Action, shared: &Shared) -> bool {
+    let counter = client.get::<Counter>(format!("c{key}"));
+    let called = shared.tick();
+    let answer = match action {
+        Action::Increment => counter.increment().timeout(CALL_TIMEOUT).await,
+        Action::Read => counter.value().timeout(CALL_TIMEOUT).await,
+    };
+    let outcome = outcome(answer, |sum| sum, shared);
+    let op = Op {
+        key,
+        client: name.to_owned(),
+        action,
+        outcome,
+        called,
+        returned: shared.tick(),
+        called_at: Duration::ZERO,
+        returned_at: Duration::ZERO,
+    };
+    shared.heard(|heard| heard.ops.push(op));
+    matches!(outcome, Outcome::Value(_))
+}
+
+/// What the actors say at the end.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Books {
+    /// Paid and got, by purse.
+    pub purses: Vec<(String, Vec<Payment>, Vec<Payment>)>,
+    /// Set and rung, by alarm.
+    pub alarms: Vec<(String, Vec<u64>, Vec<u64>)>,
+    /// What an agent has done, and the sum of its counter.
+    pub agents: Vec<(u64, i64, i64)>,
+}
+
+/// Reads everything; `None` when one of the calls failed.
+pub async fn read_books(client: &Client) -> Option<Books> {
+    let mut books = Books::default();
+    for number in 0..OTHERS {
+        let purse = format!("p{number}");
+        let (paid, got) = client.get::<Purse>(&purse).book().timeout(CALL_TIMEOUT).await.ok()?;
+        books.purses.push((purse, paid, got));
+        let alarm = format!("a{number}");
+        let (set, rung) = client.get::<Alarm>(&alarm).book().timeout(CALL_TIMEOUT).await.ok()?;
+        books.alarms.push((alarm, set, rung));
+        let done = client.get::<Agent>(format!("g{number}")).done().timeout(CALL_TIMEOUT).await.ok()?;
+        let sum = client.get::<Counter>(format!("n{number}")).value().timeout(CALL_TIMEOUT).await.ok()?;
+        books.agents.push((number, done, sum));
+    }
+    Some(books)
+}
+
+impl Books {
+    /// Whether nothing is on its way any more.
+    #[must_use]
+    pub fn are_settled(&self) -> bool {
+        let paid: usize = self.purses.iter().map(|(_, paid, _)| paid.len()).sum();
+        let got: usize = self.purses.iter().map(|(_, _, got)| got.len()).sum();
+        let set: usize = self.alarms.iter().map(|(_, set, _)| set.len()).sum();
+        let rung: usize = self.alarms.iter().map(|(_, _, rung)| rung.len()).sum();
+        paid == got && set == rung
+    }
+}

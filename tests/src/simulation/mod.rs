@@ -1,0 +1,292 @@
+//! A whole cluster, its clients and everything that goes wrong, in one thread and from one seed.
+//!
+//! Owns the course of a run: faults while clients call, then everything heals and must serve, then what the
+//! actors say is compared with what the clients were told. The nodes are the real ones, down to the log's
+//! files, on simulated machines ([`perennial::node::Machine`]); left out are sockets, TLS, forming, the
+//! control lane, fjall and the gateway, which the nemesis has. The idea is FoundationDB's.
+
+pub mod app;
+pub mod faults;
+pub mod invariants;
+pub mod load;
+pub mod trace;
+pub mod world;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use perennial::Client;
+use perennial::core::id::NodeId;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use self::faults::Faults;
+use self::load::{Books, Shared};
+pub use self::world::Control;
+use self::world::{Life, World};
+use crate::nemesis::history::{Action, Op, Outcome};
+
+/// Machines with clients.
+const CLIENTS: usize = 3;
+/// Logical clients of each.
+const DRIVERS: usize = 2;
+/// Time for the first election, in milliseconds.
+const CALM_MS: u64 = 1500;
+/// Within so long a healed cluster must take a write of every counter, in milliseconds.
+const SERVES_WITHIN_MS: u64 = 30_000;
+/// Within so long everything that is on its way must have arrived, in milliseconds.
+const SETTLES_WITHIN_MS: u64 = 60_000;
+/// Within so long all replicas must have caught up, in milliseconds.
+const CATCHES_UP_WITHIN_MS: u64 = 30_000;
+/// Within so long all nodes must have stopped, in milliseconds.
+const STOPS_WITHIN_MS: u64 = 30_000;
+
+/// What to simulate.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Everything follows from it.
+    pub seed: u64,
+    /// Length of the phase with faults, in milliseconds.
+    pub faults_ms: u64,
+    /// Print what happens.
+    pub loud: bool,
+    /// A mistake planted on purpose.
+    pub control: Option<Control>,
+}
+
+/// What came of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// Of which seed.
+    pub seed: u64,
+    /// Milliseconds simulated.
+    pub steps: u64,
+    /// Nodes.
+    pub nodes: usize,
+    /// Faults by kind.
+    pub faults: BTreeMap<String, u64>,
+    /// Calls acknowledged.
+    pub acknowledged: u64,
+    /// Calls of unknown outcome.
+    pub unknown: u64,
+    /// Leaders that began.
+    pub epochs: u64,
+    /// Entries applied, on all replicas together.
+    pub applied: u64,
+    /// Milliseconds from the heal to a new write of every counter.
+    pub served_after: Option<u64>,
+    /// The same for every run of this seed by the same build.
+    pub digest: String,
+    /// What did not hold.
+    pub violations: Vec<String>,
+    /// Faults that callers could do nothing about.
+    pub unexpected: Vec<String>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs one seed, with the disks' files in a folder.
+///
+/// # Errors
+/// When the folder cannot be used.
+pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
+    let mut random = StdRng::seed_from_u64(options.seed);
+    let nodes = if random.random_bool(0.25) { 5 } else { 3 };
+    let partitions = [2, 4, 8][random.random_range(0..3)];
+    let mut world = World::new(options.seed, nodes, partitions, dir, options.loud)?;
+    world.control = options.control;
+    world.say(&format!("seed {}: {nodes} nodes, {partitions} partitions", options.seed));
+    for at in 0..nodes {
+        world.start(at);
+    }
+    let shared = Arc::new(Shared::default());
+    let clients = Arc::new(Mutex::new(Vec::new()));
+    let mut drivers = Vec::new();
+    for number in 0..CLIENTS {
+        let (hub, link, ids) = (world.hub.clone(), world.link.clone(), world.ids());
+        let (shared, clients) = (shared.clone(), clients.clone());
+        let me = NodeId::new(&format!("k{number}")).expect("k1 is a node id");
+        let seeds: [u64; DRIVERS] = random.random();
+        drivers.push(world.clients.spawn(async move {
+            let client = load::connect(&hub, &me, &ids, &link).await;
+            lock(&clients).push(client.clone());
+            let driving = seeds
+                .into_iter()
+                .map(|seed| load::drive(client.clone(), format!("{me} {seed:x}"), seed, shared.clone()));
+            futures_util::future::join_all(driving).await;
+        }));
+    }
+    let mut faults = Faults::new(options.seed);
+    let end = CALM_MS + options.faults_ms;
+    while world.now < end && lock(&world.watching).violations.is_empty() {
+        let safety = world.now > CALM_MS;
+        faults.act(&mut world, safety);
+        world.step();
+    }
+    faults.heal_all(&mut world);
+    let mut report = Report {
+        seed: options.seed,
+        steps: 0,
+        nodes,
+        faults: BTreeMap::new(),
+        acknowledged: 0,
+        unknown: 0,
+        epochs: 0,
+        applied: 0,
+        served_after: None,
+        digest: String::new(),
+        violations: Vec::new(),
+        unexpected: Vec::new(),
+    };
+    if lock(&world.watching).violations.is_empty() {
+        finish(&mut world, &mut faults, &shared, &clients, drivers, &mut report);
+    }
+    let writes: u64 = world.hosts.iter().map(|host| host.disk.writes_after_failure()).sum();
+    if writes > 0 {
+        let found = Err(format!("{writes} writes came after a flush had failed"));
+        lock(&world.watching).found(found);
+    }
+    report.steps = world.now;
+    report.faults = faults.counts.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect();
+    shared.heard(|heard| {
+        report.acknowledged = heard.acknowledged;
+        report.unexpected = std::mem::take(&mut heard.unexpected);
+        let told = heard.payments.iter().chain(&heard.alarms).chain(&heard.relays).map(|told| told.outcome);
+        let outcomes = heard.ops.iter().map(|op| op.outcome).chain(told);
+        report.unknown = outcomes.filter(|outcome| *outcome == Outcome::Unknown).count() as u64;
+    });
+    let mut watching = lock(&world.watching);
+    report.epochs = watching.epochs;
+    report.applied = watching.applied;
+    report.violations = std::mem::take(&mut watching.violations);
+    report.digest = format!("{:032x}", watching.trace.digest());
+    Ok(report)
+}
+
+/// Whether every replica has applied what its leader has.
+fn caught_up(world: &mut World) -> bool {
+    world.status(0).is_some_and(|status| {
+        let mut replicas = status.partitions.iter().flat_map(|partition| &partition.replicas);
+        replicas.all(|replica| replica.lag == Some(0))
+    })
+}
+
+/// What must hold once everything has healed.
+fn finish(
+    world: &mut World,
+    faults: &mut Faults,
+    shared: &Arc<Shared>,
+    clients: &Arc<Mutex<Vec<Client>>>,
+    drivers: Vec<tokio::task::JoinHandle<()>>,
+    report: &mut Report,
+) {
+    let found = |world: &World, result| lock(&world.watching).found(result);
+    // Every counter takes a new write.
+    let healed = world.now;
+    let serving = {
+        let (shared, clients) = (shared.clone(), clients.clone());
+        world.clients.spawn(async move {
+            let client = loop {
+                if let Some(client) = lock(&clients).first().cloned() {
+                    break client;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            };
+            for key in 0..load::COUNTERS {
+                while !load::count(&client, "k0 at the end", key, Action::Increment, &shared).await {}
+            }
+        })
+    };
+    while !serving.is_finished() && world.now < healed + SERVES_WITHIN_MS {
+        faults.act(world, false);
+        world.step();
+    }
+    if !serving.is_finished() {
+        return found(world, Err(format!("the healed cluster does not serve within {SERVES_WITHIN_MS} ms")));
+    }
+    report.served_after = Some(world.now - healed);
+    world.say("it serves");
+    shared.stop();
+    // Everything on its way arrives.
+    let books: Arc<Mutex<Option<Books>>> = Arc::default();
+    let settling = {
+        let (clients, books) = (clients.clone(), books.clone());
+        world.clients.spawn(async move {
+            futures_util::future::join_all(drivers).await;
+            let client = lock(&clients)[0].clone();
+            loop {
+                let read = load::read_books(&client).await;
+                let settled = read.as_ref().is_some_and(Books::are_settled);
+                if read.is_some() {
+                    *lock(&books) = read;
+                }
+                if settled {
+                    return;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            }
+        })
+    };
+    let until = world.now + SETTLES_WITHIN_MS;
+    while !settling.is_finished() && world.now < until {
+        faults.act(world, false);
+        world.step();
+    }
+    let last = lock(&books).take().unwrap_or_default();
+    if !settling.is_finished() {
+        found(world, Err(format!("messages or alarms have not arrived within {SETTLES_WITHIN_MS} ms")));
+    }
+    // The counters once more, so that each history ends with a read.
+    let reading = {
+        let (shared, clients) = (shared.clone(), clients.clone());
+        world.clients.spawn(async move {
+            let client = lock(&clients)[0].clone();
+            for key in 0..load::COUNTERS {
+                while !load::count(&client, "k0 at the end", key, Action::Read, &shared).await {}
+            }
+        })
+    };
+    let until = world.now + SERVES_WITHIN_MS;
+    while !reading.is_finished() && world.now < until {
+        faults.act(world, false);
+        world.step();
+    }
+    if !reading.is_finished() {
+        found(world, Err(format!("the counters cannot be read within {SERVES_WITHIN_MS} ms")));
+    }
+    let results = shared.heard(|heard| {
+        let ops: Vec<Op> = heard.ops.clone();
+        [
+            invariants::linearizable(&ops),
+            invariants::every_payment_arrives_once(&heard.payments, &last),
+            invariants::every_alarm_rings_once(&heard.alarms, &last),
+            invariants::nested_calls_run_once(&heard.relays, &last),
+        ]
+    });
+    for result in results {
+        found(world, result);
+    }
+    // All replicas catch up.
+    let until = world.now + CATCHES_UP_WITHIN_MS;
+    while !caught_up(world) {
+        if world.now >= until {
+            found(world, Err(format!("replicas have not caught up within {CATCHES_UP_WITHIN_MS} ms")));
+            break;
+        }
+        for _ in 0..100 {
+            faults.act(world, false);
+            world.step();
+        }
+    }
+    if !world.stop_all(STOPS_WITHIN_MS) {
+        return found(world, Err(format!("the nodes do not stop within {STOPS_WITHIN_MS} ms")));
+    }
+    world.say("it has stopped");
+    let disks = world.hosts.iter().filter(|host| matches!(host.life, Life::Up(_)));
+    let agree = invariants::replicas_agree(disks.map(|host| (host.id.as_str(), &host.disk)));
+    found(world, agree);
+}

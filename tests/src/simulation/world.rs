@@ -1,0 +1,435 @@
+//! The simulated world: machines with a runtime each, the network between them, clients, and time.
+//!
+//! Owns every runtime and lets each live through one millisecond after the other, in one thread. A
+//! machine's node is the real one; a crash drops its runtime. Nothing here decides what goes wrong.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use perennial::core::hash::PartitionCount;
+use perennial::core::id::{ClusterId, GroupId, LogIndex, NodeId, Term};
+use perennial::core::membership::MemberSpec;
+use perennial::core::partition::apply::read_batch;
+use perennial::core::placement::{ClusterMeta, ClusterState, form};
+use perennial::link::{LinkConfig, MemoryHub};
+use perennial::node::{Backend, Machine, Mistake, StartError, Witness};
+use perennial::replica::{Disk, DiskFault, GroupEvent, ReplicaConfig};
+use perennial::status::ClusterStatus;
+use perennial::{Node, WallClock};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+
+use super::app::app;
+use super::invariants::{self, Invariant, Seen};
+use super::trace::Trace;
+
+/// Time of day when a simulation begins: 2026-01-01.
+const BEGIN_MS: u64 = 1_767_225_600_000;
+/// Replicas of each partition.
+const REPLICATION: u8 = 3;
+/// How long a node has to tell what it knows, in milliseconds.
+const STATUS_WITHIN_MS: u64 = 5000;
+/// One step of the world.
+const STEP: Duration = Duration::from_millis(1);
+
+/// A mistake planted on purpose: the invariants must find it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Control {
+    /// The driver takes proposals of any epoch and in any sequence.
+    FenceRemoved,
+    /// Disks say that they have flushed and have not.
+    FlushSkipped,
+    /// A new leader knows no replies of its predecessors.
+    DedupOff,
+    /// Reads are answered without asking whether the node still leads.
+    DirtyRead,
+    /// Entries are applied in the wrong order now and then.
+    OutOfOrder,
+    /// Answers leave before their records are committed.
+    EarlyAnswer,
+}
+
+impl Control {
+    fn mistake(self) -> Option<Mistake> {
+        match self {
+            Self::FenceRemoved => Some(Mistake::NoFences),
+            Self::FlushSkipped => None,
+            Self::DedupOff => Some(Mistake::RepliesForgotten),
+            Self::DirtyRead => Some(Mistake::DirtyReads),
+            Self::OutOfOrder => Some(Mistake::OutOfOrder),
+            Self::EarlyAnswer => Some(Mistake::EarlyAnswers),
+        }
+    }
+}
+
+/// What looks on.
+pub struct Watching {
+    /// What happened.
+    pub trace: Trace,
+    /// What did not hold.
+    pub violations: Vec<String>,
+    /// Epochs begun.
+    pub epochs: u64,
+    /// Entries applied, on all replicas together.
+    pub applied: u64,
+    invariants: Vec<Box<dyn Invariant>>,
+    first: std::collections::BTreeMap<GroupId, LogIndex>,
+}
+
+impl Watching {
+    fn check(&mut self, check: impl Fn(&mut dyn Invariant) -> Result<(), String>) {
+        for invariant in &mut self.invariants {
+            if let Err(violation) = check(&mut **invariant) {
+                self.trace.line(&format!("VIOLATION: {violation}"));
+                self.violations.push(violation);
+            }
+        }
+    }
+
+    /// Adds something that was found at the end.
+    pub fn found(&mut self, result: Result<(), String>) {
+        if let Err(violation) = result {
+            self.trace.line(&format!("VIOLATION: {violation}"));
+            self.violations.push(violation);
+        }
+    }
+}
+
+struct NodeWitness {
+    node: NodeId,
+    watching: Arc<Mutex<Watching>>,
+}
+
+impl Witness for NodeWitness {
+    fn applied(&self, group: GroupId, term: Term, index: LogIndex, entry: &[u8]) {
+        let mut watching = self.watching.lock().unwrap_or_else(PoisonError::into_inner);
+        watching.applied += 1;
+        watching.trace.note(entry);
+        let batch = group.partition().and_then(|_| read_batch(entry).ok());
+        if group.partition().is_some() && batch.is_none() {
+            watching
+                .found(Err(format!("{} applies something at {group} {index} that is no batch", self.node)));
+        }
+        let node = self.node.as_str();
+        let seen = Seen { node, group, term, index, entry, batch: batch.as_ref() };
+        let first = watching.first.entry(group).or_insert(LogIndex(0));
+        if index > *first {
+            *first = index;
+            watching.check(|invariant| invariant.first(&seen));
+        } else {
+            watching.check(|invariant| invariant.again(&seen));
+        }
+    }
+
+    fn event(&self, group: GroupId, event: &GroupEvent) {
+        let GroupEvent::Opened { term, .. } = event else { return };
+        let mut watching = self.watching.lock().unwrap_or_else(PoisonError::into_inner);
+        watching.epochs += 1;
+        watching.trace.line(&format!("{} leads {group} in term {term}", self.node));
+        watching.check(|invariant| invariant.leads(self.node.as_str(), group, *term));
+    }
+}
+
+/// How long things take, changed by faults.
+#[derive(Debug, Clone)]
+pub struct Weather {
+    /// Milliseconds from one machine to another, least and most.
+    pub network_ms: (u64, u64),
+    /// Milliseconds of a piece of work on the disk of each machine, least and most.
+    pub disk_ms: Vec<(u64, u64)>,
+    random: StdRng,
+}
+
+impl Weather {
+    fn draw(&mut self, (least, most): (u64, u64)) -> Duration {
+        Duration::from_millis(self.random.random_range(least..=most))
+    }
+}
+
+/// What a machine does.
+pub enum Life {
+    /// Its node runs, or is about to.
+    Up(Box<Running>),
+    /// It is off.
+    Down,
+}
+
+/// A running machine.
+pub struct Running {
+    runtime: Runtime,
+    start: oneshot::Receiver<Result<Node, StartError>>,
+    node: Option<Node>,
+    /// It does nothing, as after SIGSTOP.
+    pub paused: bool,
+}
+
+/// One machine.
+pub struct Host {
+    /// Name of machine and node.
+    pub id: NodeId,
+    /// Its disk.
+    pub disk: Disk,
+    /// What it does.
+    pub life: Life,
+    /// Its clock is ahead of the world's by so many milliseconds.
+    pub skew_ms: i64,
+    /// Thousandths of a millisecond that it lives through in each of the world's.
+    pub rate: u64,
+    lived: u64,
+    clock: WallClock,
+    starts: u64,
+}
+
+/// Everything.
+pub struct World {
+    /// What looks on.
+    pub watching: Arc<Mutex<Watching>>,
+    /// The machines.
+    pub hosts: Vec<Host>,
+    /// How long things take.
+    pub weather: Arc<Mutex<Weather>>,
+    /// The network.
+    pub hub: MemoryHub,
+    /// Settings of all links.
+    pub link: LinkConfig,
+    /// Simulated milliseconds since the begin.
+    pub now: u64,
+    /// A mistake planted on purpose.
+    pub control: Option<Control>,
+    seed: u64,
+    cluster: ClusterState,
+    network: Runtime,
+    /// Where clients live.
+    pub clients: Runtime,
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime needs no more than memory")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl World {
+    /// Machines that are off, with empty disks in a folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be used.
+    pub fn new(seed: u64, nodes: usize, partitions: u32, dir: &Path, loud: bool) -> std::io::Result<Self> {
+        let ids: Vec<_> =
+            (1..=nodes).map(|n| NodeId::new(&format!("n{n}")).expect("n1 is a node id")).collect();
+        let specs = ids.iter().map(|id| MemberSpec::new(id.clone(), format!("{id}:1"))).collect();
+        let partitions = PartitionCount::try_from(partitions).expect("a power of two");
+        let cluster = form(ClusterMeta::new(ClusterId(u128::from(seed)), partitions, REPLICATION), specs)
+            .expect("these nodes form a cluster");
+        let weather = Arc::new(Mutex::new(Weather {
+            network_ms: (0, 2),
+            disk_ms: vec![(0, 2); nodes],
+            random: StdRng::seed_from_u64(seed ^ 1),
+        }));
+        let network = runtime();
+        let delay = weather.clone();
+        let hub = MemoryHub::with_delay(
+            network.handle().clone(),
+            Arc::new(move |_, _| {
+                let mut weather = lock(&delay);
+                let range = weather.network_ms;
+                weather.draw(range)
+            }),
+        );
+        let mut hosts = Vec::new();
+        for (number, id) in ids.into_iter().enumerate() {
+            let disk = Disk::new(&dir.join(id.as_str()), seed.wrapping_add(number as u64))?;
+            let clock = WallClock::new(BEGIN_MS);
+            hosts.push(Host {
+                id,
+                disk,
+                life: Life::Down,
+                skew_ms: 0,
+                rate: 1000,
+                lived: 0,
+                clock,
+                starts: 0,
+            });
+        }
+        let watching = Arc::new(Mutex::new(Watching {
+            trace: Trace::new(loud),
+            violations: Vec::new(),
+            epochs: 0,
+            applied: 0,
+            invariants: invariants::all(),
+            first: std::collections::BTreeMap::new(),
+        }));
+        let link = LinkConfig::default();
+        Ok(Self {
+            watching,
+            hosts,
+            weather,
+            hub,
+            link,
+            now: 0,
+            control: None,
+            seed,
+            cluster,
+            network,
+            clients: runtime(),
+        })
+    }
+
+    /// How a disk behaves that nothing is wrong with.
+    #[must_use]
+    pub fn sound_disk(&self) -> DiskFault {
+        if self.control == Some(Control::FlushSkipped) { DiskFault::Lies } else { DiskFault::None }
+    }
+
+    /// Writes a line of the trace.
+    pub fn say(&self, text: &str) {
+        lock(&self.watching).trace.line(text);
+    }
+
+    /// Names of all machines.
+    #[must_use]
+    pub fn ids(&self) -> Vec<NodeId> {
+        self.hosts.iter().map(|host| host.id.clone()).collect()
+    }
+
+    /// Starts the node of a machine that is off.
+    pub fn start(&mut self, at: usize) {
+        let (weather, sound) = (self.weather.clone(), self.sound_disk());
+        let host = &mut self.hosts[at];
+        host.starts += 1;
+        let now = (BEGIN_MS + self.now).saturating_add_signed(host.skew_ms);
+        host.clock = WallClock::new(now);
+        let machine = Machine {
+            node: host.id.clone(),
+            cluster: self.cluster.clone(),
+            hub: self.hub.clone(),
+            link: self.link.clone(),
+            disk: host.disk.clone(),
+            pace: Arc::new(move || {
+                let mut weather = lock(&weather);
+                let range = weather.disk_ms[at];
+                weather.draw(range)
+            }),
+            clock: host.clock.clone(),
+            seed: self.seed ^ (at as u64) << 32 ^ host.starts << 40,
+            tune,
+            witness: Some(Arc::new(NodeWitness { node: host.id.clone(), watching: self.watching.clone() })),
+            mistake: self.control.and_then(Control::mistake),
+        };
+        host.disk.set_fault(sound);
+        let runtime = runtime();
+        let (started, start) = oneshot::channel();
+        runtime.spawn(async move {
+            let _ = started.send(Node::start_on(machine, app()).await);
+        });
+        host.life = Life::Up(Box::new(Running { runtime, start, node: None, paused: false }));
+    }
+
+    /// Ends a machine's node at once; what its disk took stays.
+    pub fn kill(&mut self, at: usize) {
+        let host = &mut self.hosts[at];
+        host.disk.kill();
+        host.life = Life::Down;
+    }
+
+    /// Turns a machine off; what its disk has not flushed is gone, or some of it.
+    ///
+    /// # Errors
+    /// When the files of the disk cannot be changed.
+    pub fn cut_power(&mut self, at: usize) -> std::io::Result<()> {
+        self.kill(at);
+        self.hosts[at].disk.cut_power()
+    }
+
+    /// Sets a machine's clock.
+    pub fn jump(&mut self, at: usize, skew_ms: i64) {
+        let host = &mut self.hosts[at];
+        host.clock.jump(skew_ms - host.skew_ms);
+        host.skew_ms = skew_ms;
+    }
+
+    /// Everybody lives through one millisecond.
+    pub fn step(&mut self) {
+        self.now += 1;
+        lock(&self.watching).trace.now = self.now;
+        let step = async |time| tokio::time::sleep(time).await;
+        self.network.block_on(step(STEP));
+        for host in &mut self.hosts {
+            let Life::Up(running) = &mut host.life else { continue };
+            if running.paused {
+                continue;
+            }
+            host.lived += host.rate;
+            let millis = host.lived / 1000;
+            host.lived %= 1000;
+            if millis > 0 {
+                running.runtime.block_on(step(Duration::from_millis(millis)));
+            }
+        }
+        self.clients.block_on(step(STEP));
+    }
+
+    /// Why a machine's node has ended by itself, or could not start, if it has not.
+    pub fn ended(&mut self, at: usize) -> Option<String> {
+        let Life::Up(running) = &mut self.hosts[at].life else { return None };
+        if running.node.is_none() {
+            match running.start.try_recv() {
+                Ok(Ok(node)) => running.node = Some(node),
+                Ok(Err(error)) => return Some(error.to_string()),
+                Err(_) => return None,
+            }
+        }
+        running.node.as_ref().and_then(|node| node.failed().now_or_never())
+    }
+
+    /// The cluster as a node sees it; `None` when it runs not or does not answer within some seconds.
+    pub fn status(&mut self, at: usize) -> Option<ClusterStatus> {
+        let _ = self.ended(at);
+        let Life::Up(running) = &self.hosts[at].life else { return None };
+        let asked = running.runtime.spawn(running.node.as_ref()?.status());
+        let until = self.now + STATUS_WITHIN_MS;
+        while !asked.is_finished() && self.now < until {
+            self.step();
+        }
+        asked.now_or_never()?.ok()
+    }
+
+    /// Stops all nodes that run, in good order; false when one does not end.
+    pub fn stop_all(&mut self, within_ms: u64) -> bool {
+        let mut ends = Vec::new();
+        for at in 0..self.hosts.len() {
+            let _ = self.ended(at);
+            let Life::Up(running) = &mut self.hosts[at].life else { continue };
+            let Some(node) = running.node.take() else { return false };
+            ends.push(running.runtime.spawn(node.stop(Duration::from_millis(500))));
+        }
+        let until = self.now + within_ms;
+        while self.now < until {
+            self.step();
+            if ends.iter().all(tokio::task::JoinHandle::is_finished) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Small files and frequent checkpoints, so that logs are cut and snapshots are sent in seconds.
+fn tune(config: &mut ReplicaConfig) {
+    config.checkpoint_every = Duration::from_millis(1500);
+    config.checkpoint_bytes = 64 * 1024;
+    config.log_file_bytes = 32 * 1024;
+    config.log_purge_bytes = 64 * 1024;
+    config.driver.log_keep_bytes = 4 * 1024;
+    config.driver.log_tail_bytes_max = 16 * 1024;
+}
