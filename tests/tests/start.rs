@@ -208,3 +208,46 @@ async fn certificates_of_others_are_refused_on_both_sides() {
     assert!(why.contains("not of our authority") || why.contains("not accepted there"), "{why}");
     assert_eq!(cluster.client().await.get::<Counter>("a").add(1).timeout(CALL_MAX).await, Ok(1));
 }
+
+/// Flips a bit in the midst of what was written to the last file of a folder whose name ends like this.
+fn flip(folder: &std::path::Path, suffix: &str) {
+    let paths = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    let path = paths.filter(|path| path.to_string_lossy().ends_with(suffix)).max().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[written / 2] ^= 4;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_heals_from_damaged_rows_and_stays_down_with_a_damaged_log() {
+    let mut cluster = Cluster::started(3, app()).await;
+    let client = cluster.client().await;
+    let keys: Vec<_> = (0..20).map(|n| format!("k{n}")).collect();
+    let all_count_to = async |client: &perennial::Client, count: i64| {
+        for key in &keys {
+            assert_eq!(client.get::<Counter>(key).add(1).timeout(CALL_MAX).await, Ok(count), "{key}");
+        }
+    };
+    all_count_to(&client, 1).await;
+    cluster.stop(2).await;
+    flip(&cluster.configs[2].data.join("rows"), ".jnl");
+    all_count_to(&client, 2).await;
+    cluster.start(2).await;
+    cluster.ready().await;
+    assert!(cluster.configs[2].data.join("rows.damaged").is_dir());
+    // Its rows count: with them, another node can go.
+    cluster.stop(0).await;
+    all_count_to(&client, 3).await;
+    cluster.start(0).await;
+    cluster.ready().await;
+
+    cluster.stop(2).await;
+    flip(&cluster.configs[2].data.join("log"), ".raftlog");
+    let why = match cluster.try_start(2).await {
+        Err(error) => error.to_string(),
+        Ok(()) => failure(cluster.node(2)).await,
+    };
+    assert!(why.contains("damaged") && why.contains("must stay down"), "{why}");
+    all_count_to(&client, 4).await;
+}

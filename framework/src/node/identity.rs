@@ -56,7 +56,10 @@ impl Folder {
             }
             for entry in std::fs::read_dir(path)? {
                 let name = entry?.file_name();
-                if !matches!(name.to_str(), Some("lock" | "identity.new" | "log" | "rows" | "tls")) {
+                if !matches!(
+                    name.to_str(),
+                    Some("lock" | "identity.new" | "log" | "rows" | "rows.damaged" | "tls")
+                ) {
                     return Ok(Some(name));
                 }
             }
@@ -105,6 +108,14 @@ impl Folder {
         let failed = |why: String| StartError::Data { path: self.path.clone(), why };
         let bytes = match std::fs::read(self.path.join("identity")) {
             Ok(bytes) => bytes,
+            // It is durable before there is anything else.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && self.path.join("log").exists() => {
+                return Err(failed(
+                    "its identity is lost, though it holds a log: votes and acknowledged turns; restore the folder \
+                     from a copy, or start with an empty one under a node id of its own"
+                        .into(),
+                ));
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(Identity { node: node.clone(), promise: None, formed: None });
             }
@@ -174,7 +185,13 @@ mod tests {
             damaged[at] ^= 1;
             std::fs::write(&path, damaged).unwrap();
             assert!(matches!(folder.identity(&node()), Err(StartError::Data { .. })), "byte {at}");
+            std::fs::write(&path, &whole[..at]).unwrap();
+            assert!(matches!(folder.identity(&node()), Err(StartError::Data { .. })), "{at} bytes");
         }
+        std::fs::remove_file(&path).unwrap();
+        assert!(folder.identity(&node()).is_ok_and(|identity| identity.formed.is_none()));
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        assert!(folder.identity(&node()).is_err_and(|e| e.to_string().contains("its identity is lost")));
     }
 
     #[test]

@@ -1,11 +1,15 @@
-//! Damage in the active file of the log.
+//! Damage in the files of the log that raft-engine would take for a torn end.
 //!
-//! Owns a look at the file that was last appended to, before raft-engine opens it. raft-engine takes
-//! the first unreadable byte there for a torn end and cuts the file off, with whatever was flushed
-//! behind it. But each batch is flushed before the next one is written: a tear is the last thing in the
-//! file, and a whole batch behind unreadable bytes says that the disk has lost what was durable. Never
-//! writes. Damage within the last batch cannot be told from a tear. The files of the rewrite queue are
-//! not looked at: batches there are flushed by the dozen, before what they replace is removed.
+//! Owns a look at the last file of each queue, before raft-engine opens it and cuts it off at the first
+//! unreadable byte, with whatever was flushed behind it. Two things tell damage from a tear:
+//!
+//! - The file ends before the length up to which it is noted to be durable ([`super::files`]).
+//! - In the append queue, a whole batch follows the unreadable bytes: each batch there is flushed before
+//!   the next one is written, so a tear is the last thing in the file. Batches of the rewrite queue are
+//!   flushed by the dozen, before what they replace is removed.
+//!
+//! Of the other files only the length is looked at, as raft-engine refuses to open what is unreadable in
+//! their midst but not a file that ends early between two batches. Never writes.
 //!
 //! The layout is that of raft-engine 0.4.2; numbers are big-endian, checksums little-endian:
 //!
@@ -14,53 +18,79 @@
 //!  batch = u56 length, u8 compression, u64 offset of items, [entries, crc32], items, crc32 ^ file number
 //! ```
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-const SUFFIX: &str = ".raftlog";
-/// Digits of the file's number, with which its name begins.
-const NUMBER_DIGITS: usize = 16;
+use super::files::{Ends, LogFile, Queue};
+
 const MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5";
 /// Version 2 without alignment, which is what our settings make.
 const FORMAT: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0];
+/// Before the first batch of a file.
+pub(crate) const FILE_HEAD_BYTES: u64 = (MAGIC.len() + FORMAT.len()) as u64;
 const HEAD_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 4;
-/// Highest number of a compression.
-const COMPRESSION_MAX: u8 = 1;
+/// What our settings make.
+const NO_COMPRESSION: u8 = 0;
 /// Longest items of a batch that is searched for, in bytes: what is read as their length may be noise.
 const SEARCHED_ITEMS_BYTES_MAX: usize = 1024 * 1024;
 
-/// Where the file that was last appended to is unreadable though more follows, if it is.
-pub(crate) fn find(dir: &Path) -> io::Result<Option<(PathBuf, u64)>> {
-    let Some((number, path)) = active_file(dir)? else { return Ok(None) };
-    let bytes = std::fs::read(&path)?;
-    // The number goes into checksums with its lower half.
-    Ok(damage(&bytes, number as u32).map(|at| (path, at as u64)))
-}
-
-fn active_file(dir: &Path) -> io::Result<Option<(u64, PathBuf)>> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        entries => entries?,
-    };
-    let mut last = None;
-    for entry in entries {
-        let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(SUFFIX));
-        let number = name.and_then(|name| name.get(..NUMBER_DIGITS)?.parse::<u64>().ok());
-        last = last.max(number.map(|number| (number, path)));
-    }
-    Ok(last)
-}
-
-fn damage(file: &[u8], number: u32) -> Option<usize> {
-    let mut at = 0;
-    if file.strip_prefix(MAGIC).is_some_and(|rest| rest.starts_with(&FORMAT)) {
-        at = MAGIC.len() + FORMAT.len();
-        while let Some(batch) = Batch::at(file, at).filter(|batch| batch.items_are_whole(number)) {
-            at += batch.bytes.len();
+/// Where a file has lost some of what was flushed, if one has.
+pub(crate) fn find(dir: &Path, ends: &Ends) -> io::Result<Option<(PathBuf, u64)>> {
+    let files = files(dir)?;
+    for (file, end) in ends {
+        let length = files.get(file).copied().unwrap_or(0);
+        if length < *end {
+            return Ok(Some((dir.join(file.name()), length)));
         }
     }
+    for queue in [Queue::Append, Queue::Rewrite] {
+        let Some(last) = files.keys().rfind(|file| file.queue == queue) else { continue };
+        let path = dir.join(last.name());
+        let bytes = std::fs::read(&path)?;
+        // The number goes into checksums with its lower half.
+        let number = last.number as u32;
+        let end = readable(&bytes, number);
+        let flushed = ends.get(last).is_some_and(|flushed| (end as u64) < *flushed);
+        if flushed || (queue == Queue::Append && a_batch_follows(&bytes, end, number)) {
+            return Ok(Some((path, end as u64)));
+        }
+    }
+    Ok(None)
+}
+
+/// The files of the log and their lengths.
+fn files(dir: &Path) -> io::Result<BTreeMap<LogFile, u64>> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if let Some(file) = LogFile::of(&entry.path()) {
+            files.insert(file, entry.metadata()?.len());
+        }
+    }
+    Ok(files)
+}
+
+/// Up to where raft-engine reads a file.
+fn readable(file: &[u8], number: u32) -> usize {
+    if !file.strip_prefix(MAGIC).is_some_and(|rest| rest.starts_with(&FORMAT)) {
+        return 0;
+    }
+    let mut at = FILE_HEAD_BYTES as usize;
+    let mut last = None;
+    while let Some(batch) = Batch::at(file, at).filter(|batch| batch.items_are_whole(number)) {
+        at += batch.bytes.len();
+        last = Some(batch);
+    }
+    // The entries of the last one only: those of others are looked at when they are read.
+    match last.filter(|last| !last.entries_are_whole()) {
+        Some(last) => at - last.bytes.len(),
+        None => at,
+    }
+}
+
+fn a_batch_follows(file: &[u8], at: usize, number: u32) -> bool {
     let follows = |at| {
         Batch::at(file, at).is_some_and(|batch| {
             batch.bytes.len() - batch.items <= SEARCHED_ITEMS_BYTES_MAX
@@ -70,7 +100,7 @@ fn damage(file: &[u8], number: u32) -> Option<usize> {
     };
     // Room that was made and not used is zeros, and no batch begins there.
     let written = file.iter().rposition(|byte| *byte != 0).unwrap_or(0);
-    (at + 1..written).any(follows).then_some(at)
+    (at + 1..written).any(follows)
 }
 
 struct Batch<'a> {
@@ -88,7 +118,7 @@ impl<'a> Batch<'a> {
         let items = usize::try_from(u64::from_be_bytes(*offset.first_chunk()?)).ok()?;
         let bytes = rest.get(..usize::try_from(length >> 8).ok()?)?;
         let items_end = bytes.len().saturating_sub(CHECKSUM_BYTES);
-        let sound = length as u8 <= COMPRESSION_MAX && (HEAD_BYTES..items_end).contains(&items);
+        let sound = length as u8 == NO_COMPRESSION && (HEAD_BYTES..items_end).contains(&items);
         sound.then_some(Self { bytes, items })
     }
 

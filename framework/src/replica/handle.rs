@@ -131,6 +131,12 @@ pub enum ReplicaFault {
         "group {0} has rows but no log: the log was lost; restore the whole data folder from one copy of it"
     )]
     LogMissing(GroupId),
+    /// Rows that are nowhere else.
+    #[error(
+        "the rows of group {0} are lost or damaged, its log begins behind them, and there is no other replica; \
+         restore the whole data folder from one copy of it (what was damaged is in rows.damaged)"
+    )]
+    RowsLost(GroupId),
     /// A group is to be opened with other replicas than it has.
     #[error(
         "group {0} is hosted here with other replicas; the placement table does not fit this data folder"

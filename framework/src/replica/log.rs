@@ -4,6 +4,7 @@
 //! flush for everything of a loop. Read at boot only; in between, the driver serves reads from
 //! memory. In go [`Persist`]s and [`Truncate`]s; out come seeds at boot. A failed flush is final.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, R
 
 use super::config::GroupConfig;
 use super::damage;
+use super::files::LogFiles;
 
 const KEY_CONFIG: &[u8] = b"c";
 const KEY_HARD_STATE: &[u8] = b"h";
@@ -25,15 +27,31 @@ const RECOVERY_THREADS: usize = 2;
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The disk or its content failed.
-    #[error("the log failed; check the disk, then restart the node")]
+    #[error("the log failed; check the disk and its free space, then restart the node")]
     Engine(#[from] raft_engine::Error),
+    /// What was written may be durable or not; nothing of it was told to anyone.
+    #[error("the log could not be flushed; check the disk, then restart the node")]
+    Flush(#[source] std::io::Error),
+    /// The files of the log cannot be read back.
+    #[error(
+        "the log in {} cannot be read back: what was flushed there is damaged, a vote or an acknowledged turn \
+         may be lost, so this node must stay down; check the disk, and see \"Damaged disk\" in the operations guide",
+        dir.display()
+    )]
+    Unreadable {
+        /// Its folder.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: raft_engine::Error,
+    },
     /// A file could not be read.
     #[error("the log cannot be read; check the disk and the owner of the data folder")]
     Read(#[source] std::io::Error),
     /// The disk has lost some of what was flushed. The log is as it was found.
     #[error(
-        "the log file {} is damaged at byte {offset}, before entries that were flushed; \
-         check the disk, then wipe this node's data folder and let it join anew",
+        "the log file {} is damaged at byte {offset}, with entries that were flushed: a vote or an acknowledged \
+         turn may be lost, so this node must stay down; check the disk, and see \"Damaged disk\" in the operations guide",
         file.display()
     )]
     Damaged {
@@ -43,7 +61,10 @@ pub enum LogError {
         offset: u64,
     },
     /// What is stored beside the entries cannot be read.
-    #[error("the log of group {0} has unreadable state; wipe this node's data folder and let it join anew")]
+    #[error(
+        "the log of group {0} has unreadable state: a newer build wrote it, or it is damaged, see \"Damaged disk\" \
+         in the operations guide"
+    )]
     State(u64),
 }
 
@@ -79,8 +100,9 @@ pub(crate) struct Recovered {
 }
 
 /// The log on disk.
-pub(crate) struct DiskLog<F: FileSystem = DefaultFileSystem> {
-    engine: Arc<Engine<F>>,
+pub(crate) struct DiskLog<F: FileSystem + 'static = DefaultFileSystem> {
+    engine: Arc<Engine<LogFiles<F>>>,
+    files: LogFiles<F>,
     batch: LogBatch,
 }
 
@@ -91,10 +113,12 @@ impl DiskLog {
     }
 }
 
-impl<F: FileSystem> DiskLog<F> {
+impl<F: FileSystem + 'static> DiskLog<F> {
     /// Opens or makes the log in a folder of a file system.
-    pub(crate) fn open_on(files: F, dir: &Path, file_bytes: u64, purge_bytes: u64) -> Result<Self, LogError> {
-        if let Some((file, offset)) = damage::find(dir).map_err(LogError::Read)? {
+    pub(crate) fn open_on(disk: F, dir: &Path, file_bytes: u64, purge_bytes: u64) -> Result<Self, LogError> {
+        std::fs::create_dir_all(dir).map_err(LogError::Read)?;
+        let files = LogFiles::open(disk, dir).map_err(LogError::Read)?;
+        if let Some((file, offset)) = damage::find(dir, &files.ends()).map_err(LogError::Read)? {
             return Err(LogError::Damaged { file, offset });
         }
         let config = Config {
@@ -107,20 +131,23 @@ impl<F: FileSystem> DiskLog<F> {
             enable_log_recycle: false,
             ..Config::default()
         };
-        let engine = Engine::open_with_file_system(config, Arc::new(files))?;
-        Ok(Self { engine: Arc::new(engine), batch: LogBatch::default() })
+        let engine = Engine::open_with_file_system(config, Arc::new(files.clone()));
+        let engine = engine.map_err(|error| unreadable(dir, error))?;
+        // raft-engine does so for its second file and all later ones.
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(LogError::Flush)?;
+        Ok(Self { engine: Arc::new(engine), files, batch: LogBatch::default() })
     }
 
     /// Everything the log holds, group by group.
     pub(crate) fn recover(&self) -> Result<Vec<Recovered>, LogError> {
         let mut regions = self.engine.raft_groups();
         regions.sort_unstable();
-        regions.into_iter().filter_map(|region| self.recover_group(region).transpose()).collect()
+        regions.into_iter().map(|region| self.recover_group(region)).collect()
     }
 
-    fn recover_group(&self, region: u64) -> Result<Option<Recovered>, LogError> {
+    fn recover_group(&self, region: u64) -> Result<Recovered, LogError> {
         let broken = || LogError::State(region);
-        let Some(config) = self.engine.get(region, KEY_CONFIG) else { return Ok(None) };
+        let config = self.engine.get(region, KEY_CONFIG).ok_or_else(broken)?;
         let config: GroupConfig = postcard::from_bytes(&config).map_err(|_| broken())?;
         let mut seed = GroupSeed::empty(config.group, config.voters.clone(), config.preferred.clone());
         if let Some(bytes) = self.engine.get(region, KEY_HARD_STATE) {
@@ -134,10 +161,17 @@ impl<F: FileSystem> DiskLog<F> {
         if let (Some(first), Some(last)) = (self.engine.first_index(region), self.engine.last_index(region)) {
             let begin = first.max(seed.truncated.0.0 + 1);
             if begin <= last {
-                self.engine.fetch_entries_to::<EntryExt>(region, begin, last + 1, None, &mut seed.entries)?;
+                let fetched = self.engine.fetch_entries_to::<EntryExt>(
+                    region,
+                    begin,
+                    last + 1,
+                    None,
+                    &mut seed.entries,
+                );
+                fetched.map_err(|error| unreadable(Path::new(self.engine.path()), error))?;
             }
         }
-        Ok(Some(Recovered { config, seed }))
+        Ok(Recovered { config, seed })
     }
 
     /// Notes that a group is hosted here; durable with the next [`DiskLog::write`].
@@ -152,6 +186,7 @@ impl<F: FileSystem> DiskLog<F> {
         persist: &[Persist],
         config_of: impl Fn(GroupId) -> Option<&'a GroupConfig>,
     ) -> Result<u64, LogError> {
+        flushed(&self.files)?;
         for p in persist {
             let region = p.group.raw();
             if let Some((index, term)) = p.reset {
@@ -165,7 +200,9 @@ impl<F: FileSystem> DiskLog<F> {
             self.batch.put(region, KEY_HARD_STATE.to_vec(), words([term, vote, commit]))?;
             self.batch.add_entries::<EntryExt>(region, &p.entries)?;
         }
-        Ok(self.engine.write(&mut self.batch, true)? as u64)
+        let written = self.engine.write(&mut self.batch, true);
+        flushed(&self.files)?;
+        Ok(written? as u64)
     }
 
     pub(crate) fn is_clean(&self) -> bool {
@@ -175,27 +212,46 @@ impl<F: FileSystem> DiskLog<F> {
     /// Forgets entries. Flushed, because the files of forgotten entries are removed next, and a log
     /// that has lost both its head and the note of it could not be opened.
     pub(crate) fn truncate(&mut self, truncates: &[Truncate]) -> Result<(), LogError> {
+        flushed(&self.files)?;
         let mut batch = LogBatch::with_capacity(truncates.len() * 2);
         for t in truncates {
             batch.put(t.group.raw(), KEY_TRUNCATED.to_vec(), words([t.index.0, t.term.0]))?;
             batch.add_command(t.group.raw(), Command::Compact { index: t.index.0 + 1 });
         }
-        self.engine.write(&mut batch, true)?;
+        let written = self.engine.write(&mut batch, true);
+        flushed(&self.files)?;
+        written?;
         Ok(())
     }
 
     pub(crate) fn purger(&self) -> Purger<F> {
-        Purger(self.engine.clone())
+        Purger(self.engine.clone(), self.files.clone())
     }
 }
 
-/// Removes old files of the log, off the replica thread.
-pub(crate) struct Purger<F: FileSystem = DefaultFileSystem>(Arc<Engine<F>>);
+/// What a failure to read says of the log.
+fn unreadable(dir: &Path, source: raft_engine::Error) -> LogError {
+    match source {
+        raft_engine::Error::Io(_) | raft_engine::Error::Other(_) => LogError::Engine(source),
+        source => LogError::Unreadable { dir: dir.to_owned(), source },
+    }
+}
 
-impl<F: FileSystem> Purger<F> {
+/// Nothing is durable that was written before a failed flush, whatever raft-engine says.
+fn flushed<F: FileSystem + 'static>(files: &LogFiles<F>) -> Result<(), LogError> {
+    files.failure().map_or(Ok(()), |error| Err(LogError::Flush(error)))
+}
+
+/// Removes old files of the log, off the replica thread.
+pub(crate) struct Purger<F: FileSystem + 'static = DefaultFileSystem>(Arc<Engine<LogFiles<F>>>, LogFiles<F>);
+
+impl<F: FileSystem + 'static> Purger<F> {
     /// Returns the groups that hold old files back.
     pub(crate) fn purge(&self) -> Result<Vec<GroupId>, LogError> {
-        Ok(self.0.purge_expired_files()?.into_iter().filter_map(GroupId::from_raw).collect())
+        flushed(&self.1)?;
+        let behind = self.0.purge_expired_files();
+        flushed(&self.1)?;
+        Ok(behind?.into_iter().filter_map(GroupId::from_raw).collect())
     }
 
     #[cfg(test)]
@@ -286,86 +342,5 @@ mod tests {
         assert_eq!(found.seed.truncated, (LogIndex(20), Term(2)));
         assert_eq!(found.seed.entries, entries(21..22, 3));
         assert_eq!(found.config, config);
-    }
-    const GROUP: GroupId = GroupId::SYSTEM;
-    const BATCHES: u64 = 5;
-
-    /// A log of some batches with two entries each: its only file, and where each batch ends.
-    fn written(dir: &Path) -> (PathBuf, Vec<usize>) {
-        let config = GroupConfig { group: GROUP, voters: vec![MemberId(1)], preferred: vec![MemberId(1)] };
-        let file = dir.join("0000000000000001.raftlog");
-        let mut log = DiskLog::open(dir, 1 << 20, 1 << 20).unwrap();
-        log.note(&config).unwrap();
-        let mut end = 0;
-        let head = std::fs::read(&file).unwrap().iter().rposition(|byte| *byte != 0).unwrap();
-        let ends = (0..BATCHES).map(|n| {
-            end += log.write(&[persist(n * 2 + 1..n * 2 + 3, 1)], |_| None).unwrap() as usize;
-            end
-        });
-        let ends: Vec<_> = ends.collect();
-        drop(log);
-        let start = std::fs::metadata(&file).unwrap().len() as usize - ends[BATCHES as usize - 1];
-        assert!(start > head, "batches come behind the file's head");
-        (file, ends.into_iter().map(|end| start + end).collect())
-    }
-
-    /// How many batches a log gives back.
-    fn batches(dir: &Path) -> Result<u64, LogError> {
-        let log = DiskLog::open(dir, 1 << 20, 1 << 20)?;
-        let found = log.recover()?.pop().map_or(Vec::new(), |found| found.seed.entries);
-        assert_eq!(found, entries(1..found.len() as u64 + 1, 1));
-        Ok(found.len() as u64 / 2)
-    }
-
-    #[test]
-    fn a_flipped_byte_loses_nothing_but_the_last_batch_in_silence() {
-        let dir = tempfile::tempdir().unwrap();
-        let (file, ends) = written(dir.path());
-        let whole = std::fs::read(&file).unwrap();
-        for at in (0..whole.len()).step_by(3) {
-            let mut bytes = whole.clone();
-            bytes[at] ^= 0x10;
-            std::fs::write(&file, &bytes).unwrap();
-            let found = batches(dir.path());
-            let in_last = at >= ends[BATCHES as usize - 2];
-            assert!(found.is_err() || (in_last && found.is_ok_and(|n| n >= BATCHES - 1)), "byte {at}");
-            if !in_last {
-                assert_eq!(std::fs::read(&file).unwrap(), bytes, "nothing was changed, byte {at}");
-            }
-        }
-        // The head of the third batch.
-        let mut bytes = whole;
-        bytes[ends[1]] ^= 1;
-        std::fs::write(&file, &bytes).unwrap();
-        match batches(dir.path()) {
-            Err(LogError::Damaged { file: named, offset }) => {
-                assert_eq!((named, offset), (file, ends[1] as u64));
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_torn_end_is_cut_off() {
-        let dir = tempfile::tempdir().unwrap();
-        let (file, ends) = written(dir.path());
-        let whole = std::fs::read(&file).unwrap();
-        let last = ends[BATCHES as usize - 2];
-        for cut in (last..whole.len()).step_by(5) {
-            // As a crash leaves it: room was made for more than was written.
-            let mut bytes = whole[..cut].to_vec();
-            bytes.resize(whole.len() + 4096, 0);
-            std::fs::write(&file, &bytes).unwrap();
-            assert_eq!(batches(dir.path()).unwrap(), BATCHES - 1, "cut at {cut}");
-            // Or pages of the batch got to the disk in another order.
-            let mut bytes = whole.clone();
-            bytes[last..cut].fill(0);
-            std::fs::write(&file, &bytes).unwrap();
-            assert!(batches(dir.path()).unwrap() >= BATCHES - 1, "zeros to {cut}");
-        }
-        std::fs::write(&file, &whole).unwrap();
-        assert_eq!(batches(dir.path()).unwrap(), BATCHES);
-        std::fs::write(&file, &whole[..20]).unwrap();
-        assert_eq!(batches(dir.path()).unwrap(), 0, "a file whose head was torn is new");
     }
 }

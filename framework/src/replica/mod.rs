@@ -20,10 +20,12 @@ mod buffer;
 mod config;
 mod damage;
 mod disk;
+mod files;
 mod handle;
 mod inputs;
 mod log;
 mod metrics;
+mod row_files;
 mod rows;
 mod snapshot;
 mod stores;
@@ -46,5 +48,7 @@ pub use tasks::Pace;
 pub use thread::Replica;
 pub use worker::MachineFactory;
 
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 mod tests;

@@ -9,11 +9,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use perennial_core::id::{GroupId, LogIndex, Term};
 use perennial_core::replication::RowOp;
+
+use super::row_files::Notes;
 
 /// Rows deleted in one write when a group is wiped.
 const WIPE_ROWS: usize = 4096;
@@ -23,6 +26,8 @@ const TAG_META: u8 = 0;
 const TAG_ROW: u8 = 1;
 /// First byte of a checkpoint's value.
 const META_VERSION: u8 = 1;
+/// Name of a file that says that damage was read.
+const DAMAGED: &str = "damaged";
 /// The only keyspace.
 const KEYSPACE: &str = "rows";
 
@@ -41,8 +46,32 @@ pub enum RowError {
     /// The disk or its content failed.
     #[error("the row store failed; check the disk, then restart the node")]
     Store(#[from] fjall::Error),
+    /// A file was damaged on the disk. Rows can be had again: from the log and from other replicas.
+    #[error(
+        "the rows in {} are damaged; check the disk, then restart the node: it takes them from the other replicas",
+        path.display()
+    )]
+    Damaged {
+        /// The file, if it is known, or the folder.
+        path: PathBuf,
+        /// What the store says.
+        #[source]
+        source: Option<fjall::Error>,
+    },
+    /// A folder could not be read or written.
+    #[error("the rows in {} cannot be used; check the disk and the owner of the data folder", path.display())]
+    Folder {
+        /// Which folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A checkpoint has bytes this build cannot read.
-    #[error("the checkpoint of group {0} cannot be read; run a newer build or wipe the node's data folder")]
+    #[error(
+        "the checkpoint of group {0} cannot be read; run a newer build, or remove the folder rows (and nothing \
+         else) of the data folder: the other replicas have them"
+    )]
     Meta(GroupId),
     /// A staged snapshot could not be read back.
     #[error("a received snapshot could not be read back; check the disk")]
@@ -204,7 +233,51 @@ pub struct FjallRows {
 struct Opened {
     db: Database,
     rows: Keyspace,
+    health: Arc<Health>,
+    /// How far journals are flushed.
+    notes: Mutex<Notes>,
+}
+
+/// Whether all that was read was sound.
+struct Health {
     dir: PathBuf,
+    damaged: AtomicBool,
+}
+
+impl Health {
+    /// What a failure to read says. Damage is told to whoever opens the folder next: it must not be forgotten
+    /// because nobody read there again.
+    fn judge(&self, error: fjall::Error) -> RowError {
+        if !is_damage(&error) {
+            return RowError::Store(error);
+        }
+        if !self.damaged.swap(true, Ordering::Relaxed) {
+            let marked = File::create(self.dir.join(DAMAGED)).and_then(|mark| mark.sync_all());
+            if let Err(error) = marked {
+                tracing::warn!(%error, "that the rows are damaged could not be noted");
+            }
+        }
+        RowError::Damaged { path: self.dir.clone(), source: Some(error) }
+    }
+
+    /// Damaged rows are not written any more, which ends the replica.
+    fn check(&self) -> Result<(), RowError> {
+        if self.damaged.load(Ordering::Relaxed) {
+            return Err(RowError::Damaged { path: self.dir.clone(), source: None });
+        }
+        Ok(())
+    }
+}
+
+/// Whether a failure is one of what is stored, not of the system.
+fn is_damage(error: &fjall::Error) -> bool {
+    match error {
+        fjall::Error::Storage(fjall::LsmError::Io(error)) | fjall::Error::Io(error) => {
+            matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidData)
+        }
+        fjall::Error::Poisoned | fjall::Error::KeyspaceDeleted | fjall::Error::Locked => false,
+        _ => true,
+    }
 }
 
 impl FjallRows {
@@ -213,14 +286,67 @@ impl FjallRows {
     /// # Errors
     /// [`RowError`] when the folder cannot be read or written.
     pub fn open(dir: &Path, cache_bytes: u64, memtable_bytes: u64) -> Result<Self, RowError> {
-        let db = Database::builder(dir)
-            .cache_size(cache_bytes)
-            .worker_threads(1)
-            .manual_journal_persist(true)
-            .open()?;
-        let rows =
-            db.keyspace(KEYSPACE, || KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes))?;
-        Ok(Self { opened: RwLock::new(Some(Opened { db, rows, dir: dir.to_owned() })) })
+        let folder = |source| RowError::Folder { path: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(folder)?;
+        let notes = Notes::open(dir).map_err(folder)?;
+        let marked = dir.join(DAMAGED);
+        let damaged = if marked.exists() { Some(marked) } else { notes.damaged(dir).map_err(folder)? };
+        if let Some(path) = damaged {
+            return Err(RowError::Damaged { path, source: None });
+        }
+        let health = Arc::new(Health { dir: dir.to_owned(), damaged: AtomicBool::new(false) });
+        let opened = || -> fjall::Result<(Database, Keyspace)> {
+            let db = Database::builder(dir)
+                .cache_size(cache_bytes)
+                .worker_threads(1)
+                .manual_journal_persist(true)
+                .open()?;
+            let options = || KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes);
+            let rows = db.keyspace(KEYSPACE, options)?;
+            Ok((db, rows))
+        };
+        let (db, rows) = opened().map_err(|error| match error {
+            // A file that is not where fjall has put it, or another one in its place.
+            fjall::Error::Storage(fjall::LsmError::Io(ref io)) | fjall::Error::Io(ref io)
+                if matches!(io.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists) =>
+            {
+                RowError::Damaged { path: dir.to_owned(), source: Some(error) }
+            }
+            error => health.judge(error),
+        })?;
+        let opened = Opened { db, rows, health, notes: Mutex::new(notes) };
+        Ok(Self { opened: RwLock::new(Some(opened)) })
+    }
+
+    /// Opens the store; damaged rows are set aside beside the folder, and the store begins empty.
+    ///
+    /// # Errors
+    /// As [`FjallRows::open`].
+    pub fn open_or_set_aside(dir: &Path, cache_bytes: u64, memtable_bytes: u64) -> Result<Self, RowError> {
+        let damage = match Self::open(dir, cache_bytes, memtable_bytes) {
+            Err(damage @ RowError::Damaged { .. }) => damage,
+            opened => return opened,
+        };
+        let aside = dir.with_extension("damaged");
+        tracing::error!(
+            error = &damage as &dyn std::error::Error,
+            aside = %aside.display(),
+            "damaged rows are set aside; the log and the other replicas have what they held"
+        );
+        let moved = || {
+            if aside.exists() {
+                std::fs::remove_dir_all(&aside)?;
+            }
+            std::fs::rename(dir, &aside)
+        };
+        moved().map_err(|source| RowError::Folder { path: dir.to_owned(), source })?;
+        Self::open(dir, cache_bytes, memtable_bytes)
+    }
+
+    /// Writes what is in memory as a table, as happens when there is much of it.
+    #[cfg(test)]
+    pub(crate) fn make_table(&self) {
+        self.with(|at| Ok(at.rows.rotate_memtable_and_wait()?)).unwrap();
     }
 
     fn with<T>(&self, f: impl FnOnce(&Opened) -> Result<T, RowError>) -> Result<T, RowError> {
@@ -230,16 +356,22 @@ impl FjallRows {
 }
 
 impl Opened {
+    fn get(&self, key: Vec<u8>) -> Result<Option<Vec<u8>>, RowError> {
+        let value = self.rows.get(key).map_err(|error| self.health.judge(error))?;
+        Ok(value.map(|value| value.to_vec()))
+    }
+
     fn range(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<Row, RowError>> + use<> {
-        self.db.snapshot().range(&self.rows, from..to).map(|guard| {
-            let (key, value) = guard.into_inner()?;
+        let health = self.health.clone();
+        self.db.snapshot().range(&self.rows, from..to).map(move |guard| {
+            let (key, value) = guard.into_inner().map_err(|error| health.judge(error))?;
             Ok((relative(&key), value.to_vec()))
         })
     }
 
     fn keys_in(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, RowError> {
         let keys = self.db.snapshot().range(&self.rows, from..to).take(limit);
-        keys.map(|guard| Ok(guard.key()?.to_vec())).collect()
+        keys.map(|guard| Ok(guard.key().map_err(|error| self.health.judge(error))?.to_vec())).collect()
     }
 
     /// Flushes the journal through a file handle of our own, so that the flush under fjall's
@@ -247,7 +379,7 @@ impl Opened {
     /// the disk may not report it a second time.
     fn flush_ahead(&self) -> std::io::Result<()> {
         let mut journals = Vec::new();
-        for entry in std::fs::read_dir(&self.dir)? {
+        for entry in std::fs::read_dir(&self.health.dir)? {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "jnl") {
                 journals.push(path);
@@ -267,7 +399,7 @@ impl Opened {
 
 impl RowStore for FjallRows {
     fn get(&self, group: GroupId, key: &[u8]) -> Result<Option<Vec<u8>>, RowError> {
-        self.with(|at| Ok(at.rows.get(full_key(TAG_ROW, group, key))?.map(|value| value.to_vec())))
+        self.with(|at| at.get(full_key(TAG_ROW, group, key)))
     }
 
     fn range(&self, group: GroupId, from: &[u8], to: Option<&[u8]>) -> RowIter {
@@ -280,6 +412,7 @@ impl RowStore for FjallRows {
 
     fn write(&self, batch: Vec<(GroupId, Vec<RowOp>)>) -> Result<(), RowError> {
         self.with(|at| {
+            at.health.check()?;
             let outcome = outcome(batch, |from, to| at.keys_in(from, to, usize::MAX))?;
             let mut write = at.db.batch();
             for (key, value) in outcome {
@@ -293,13 +426,14 @@ impl RowStore for FjallRows {
     }
 
     fn meta(&self, group: GroupId) -> Result<Option<GroupMeta>, RowError> {
-        let stored = self.with(|at| Ok(at.rows.get(full_key(TAG_META, group, &[]))?))?;
+        let stored = self.with(|at| at.get(full_key(TAG_META, group, &[])))?;
         let Some(bytes) = stored else { return Ok(None) };
         GroupMeta::decode(&bytes).map(Some).ok_or(RowError::Meta(group))
     }
 
     fn put_meta(&self, metas: &[(GroupId, GroupMeta)]) -> Result<(), RowError> {
         self.with(|at| {
+            at.health.check()?;
             let mut write = at.db.batch();
             for (group, meta) in metas {
                 write.insert(&at.rows, full_key(TAG_META, *group, &[]), meta.encode());
@@ -310,9 +444,13 @@ impl RowStore for FjallRows {
 
     fn sync(&self) -> Result<(), RowError> {
         self.with(|at| {
+            at.health.check()?;
             at.db.persist(PersistMode::Buffer)?;
+            let mut notes = at.notes.lock().unwrap_or_else(PoisonError::into_inner);
+            let written = notes.read(&at.health.dir).map_err(fjall::Error::Io)?;
             at.flush_ahead().map_err(fjall::Error::Io)?;
-            Ok(at.db.persist(PersistMode::SyncAll)?)
+            at.db.persist(PersistMode::SyncAll)?;
+            Ok(notes.note(written).map_err(fjall::Error::Io)?)
         })
     }
 

@@ -56,7 +56,7 @@ impl<F: FileSystem + 'static> LogStore for DiskLog<F> {
     }
 }
 
-impl<F: FileSystem> Purge for Purger<F> {
+impl<F: FileSystem + 'static> Purge for Purger<F> {
     fn purge(&self) -> Result<Vec<GroupId>, LogError> {
         self.purge()
     }
@@ -79,7 +79,8 @@ impl Stores {
         let folder = dir.join("log");
         let log =
             DiskLog::open_on(DefaultFileSystem, &folder, config.log_file_bytes, config.log_purge_bytes)?;
-        let rows = FjallRows::open(&dir.join("rows"), config.rows_cache_bytes, config.rows_memtable_bytes)?;
+        let rows = dir.join("rows");
+        let rows = FjallRows::open_or_set_aside(&rows, config.rows_cache_bytes, config.rows_memtable_bytes)?;
         // A power cut must not take the folders of the stores with it, after they were written to.
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(ReplicaFault::Folder)?;
         Ok(Self { log: Some(Box::new(log)), rows: Arc::new(BufferedRows::new(rows)) })

@@ -141,13 +141,18 @@ impl Cluster {
     }
 
     fn restart(&self, member: MemberId) {
+        self.try_restart(member).unwrap();
+    }
+
+    fn try_restart(&self, member: MemberId) -> Result<(), ReplicaFault> {
         let mut config = ReplicaConfig::new(member, 7, Some(self.path(member)));
         config.tick = Duration::from_millis(20);
         (self.tune)(&mut config);
         let end = Arc::new(End(member, self.world.clone()));
         let machines: MachineFactory = Box::new(|_| Box::<Counter>::default());
-        let handle = Replica::spawn(config, machines, end.clone(), end).unwrap();
+        let handle = Replica::spawn(config, machines, end.clone(), end)?;
         self.world.handles.lock().unwrap().insert(member, handle);
+        Ok(())
     }
 
     fn handle(&self, member: MemberId) -> ReplicaHandle {
@@ -558,4 +563,125 @@ fn a_replica_without_a_disk_works_alone() {
     cluster.acknowledge(p(0), 0, 3);
     assert_eq!(cluster.rows(M1, p(0)).len(), 3);
     assert!(Path::new(&cluster.path(M1)).metadata().is_err());
+}
+
+/// Flips a byte in the midst of what was written to a file.
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[written / 2] ^= 4;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// The last file of a folder whose name ends like this.
+fn last_file(dir: &Path, suffix: &str) -> std::path::PathBuf {
+    let paths = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    paths.filter(|path| path.to_string_lossy().ends_with(suffix)).max().unwrap()
+}
+
+#[test]
+fn a_replica_with_damaged_rows_gets_them_from_a_peer() {
+    let cluster = Cluster::start(1, small_log);
+    cluster.acknowledge(p(0), 0, 300);
+    cluster.until_rows(M2, p(0), 300);
+    cluster.status_until(M2, p(0), |s| s.first > LogIndex(200));
+    cluster.kill(M2);
+    flip(&last_file(&cluster.path(M2).join("rows"), ".jnl"));
+    cluster.acknowledge(p(0), 300, 310);
+    cluster.restart(M2);
+    cluster.until_rows(M2, p(0), 310);
+    cluster.status_until(M2, p(0), |s| !s.rows_lost && s.applied >= LogIndex(310));
+    assert_eq!(cluster.rows(M2, p(0)), cluster.rows(M1, p(0)));
+    assert!(cluster.path(M2).join("rows.damaged").is_dir());
+    assert!(cluster.world.faults.lock().unwrap().is_empty());
+}
+
+#[test]
+fn damaged_rows_that_are_nowhere_else_are_not_begun_anew() {
+    let cluster = Cluster::start(0, small_log);
+    let alone = GroupConfig { group: p(0), voters: vec![M1], preferred: vec![M1] };
+    block(cluster.handle(M1).open_groups(vec![alone])).unwrap();
+    cluster.acknowledge(p(0), 0, 300);
+    cluster.status_until(M1, p(0), |s| s.first > LogIndex(200));
+    cluster.stop(M1);
+    flip(&last_file(&cluster.path(M1).join("rows"), ".jnl"));
+    for _ in 0..2 {
+        let refused = cluster.try_restart(M1);
+        assert!(matches!(refused, Err(ReplicaFault::RowsLost(group)) if group == p(0)), "{refused:?}");
+    }
+    assert!(cluster.path(M1).join("rows.damaged").is_dir());
+}
+
+#[test]
+fn a_replica_with_a_damaged_log_stays_down_and_the_others_go_on() {
+    let cluster = Cluster::start(1, |_| {});
+    cluster.acknowledge(p(0), 0, 30);
+    cluster.until_rows(M2, p(0), 30);
+    cluster.kill(M2);
+    flip(&last_file(&cluster.path(M2).join("log"), ".raftlog"));
+    let refused = cluster.try_restart(M2).unwrap_err().to_string();
+    assert!(refused.contains("0001.raftlog is damaged") && refused.contains("must stay down"), "{refused}");
+    cluster.acknowledge(p(0), 30, 60);
+    cluster.until_rows(M3, p(0), 60);
+}
+
+/// What a leader that cannot flush is told to have failed with; the others have everything acknowledged.
+#[cfg(unix)]
+fn fails_to_flush(break_disk: fn(&Path)) -> ReplicaFault {
+    let cluster = Cluster::start(1, small_log);
+    let (leader, epoch) = cluster.acknowledge(p(0), 0, 10);
+    break_disk(&cluster.path(leader));
+    let faults = || cluster.world.faults.lock().unwrap().pop();
+    let mut next = 10;
+    let fault = cluster.until(|_| {
+        let data = Bytes::from(vec![7; 2000]);
+        let proposal = Proposal { group: p(0), epoch, first_seq: RecordSeq(next), records: 1, data };
+        next += u64::from(cluster.handle(leader).propose(proposal).is_ok());
+        faults()
+    });
+    let acknowledged = cluster.until(|events| {
+        let told = |(member, _, event): &Event| match event {
+            GroupEvent::Applied { term, next_seq, .. } if *member == leader && *term == epoch => {
+                Some(next_seq.0)
+            }
+            _ => None,
+        };
+        events.iter().filter_map(told).max()
+    });
+    block(cluster.handle(leader).stop());
+    cluster.world.handles.lock().unwrap().remove(&leader);
+    cluster.world.events.lock().unwrap().retain(|(member, ..)| *member != leader);
+    let others: Vec<_> = ALL.into_iter().filter(|member| *member != leader).collect();
+    others.iter().for_each(|other| cluster.handle(*other).member_down(leader));
+    let (heir, _) = cluster.leader(p(0));
+    cluster.until_rows(heir, p(0), acknowledged as usize);
+    fault
+}
+
+#[cfg(unix)]
+#[test]
+fn a_log_that_cannot_be_flushed_stops_the_replica_for_good() {
+    let fault = fails_to_flush(|dir| {
+        std::os::unix::fs::symlink("/dev/null", dir.join("log/0000000000000002.raftlog")).unwrap();
+    });
+    assert!(matches!(fault, ReplicaFault::Log(LogError::Flush(_))), "{fault:?}");
+    assert!(fault.to_string().contains("could not be flushed"), "{fault}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_log_without_room_stops_the_replica_for_good() {
+    let fault = fails_to_flush(|dir| {
+        std::os::unix::fs::symlink("/dev/full", dir.join("log/0000000000000002.raftlog")).unwrap();
+    });
+    assert!(matches!(fault, ReplicaFault::Log(LogError::Engine(_))), "{fault:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn rows_that_cannot_be_flushed_stop_the_replica_for_good() {
+    let fault = fails_to_flush(|dir| {
+        std::os::unix::fs::symlink("/dev/null", dir.join("rows/broken.jnl")).unwrap();
+    });
+    assert!(matches!(fault, ReplicaFault::Rows(RowError::Store(_))), "{fault:?}");
 }

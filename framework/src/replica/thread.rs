@@ -58,7 +58,17 @@ impl Replica {
             inputs: inputs.clone(),
             metrics: metrics.clone(),
         };
-        let worker = Worker::open_all(config, stores, staging, jobs, around).inspect_err(|_| rows.close())?;
+        let worker = match Worker::open_all(config, stores, staging, jobs, around) {
+            Ok(worker) => worker,
+            Err(fault) => {
+                rows.close();
+                // So that the folder can be opened again.
+                for helper in [row_helper, install_helper, send_helper] {
+                    let _ = helper.join();
+                }
+                return Err(fault);
+            }
+        };
         let ended = CancellationToken::new();
         let shared = Shared {
             inputs: inputs.clone(),

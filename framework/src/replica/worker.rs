@@ -188,6 +188,7 @@ impl Worker {
                 applied = (meta.applied, meta.term);
             }
             None if seed.truncated.0 == LogIndex(0) => {}
+            _ if config.voters.len() == 1 => return Err(ReplicaFault::RowsLost(group)),
             _ => {
                 self.rows.wipe(group)?;
                 seed.rows_lost = true;

@@ -1,8 +1,7 @@
 //! What goes wrong, and when: all of it follows from the seed.
 //!
-//! Owns the plan: faults come at random times, several may be there at once, each heals after a while. At
-//! most one machine at a time loses what it had promised to keep (rows), because no replication survives
-//! more; everything else may hit any number of machines.
+//! Owns the plan: faults come at random times, several may be there at once, each heals after a while. Only
+//! one machine of a run loses what it had promised to keep; everything else may hit any number of them.
 
 use std::collections::BTreeMap;
 
@@ -35,6 +34,10 @@ pub struct Faults {
     random: StdRng,
     heals: BTreeMap<(u64, u64), Heal>,
     number: u64,
+    /// The only machine that loses rows in this run: two of three are more than replication survives.
+    forgetful: Option<usize>,
+    /// The machine whose node refuses to start on what its disk has made of its log.
+    retired: Option<usize>,
     /// Faults so far, by kind.
     pub counts: BTreeMap<&'static str, u64>,
 }
@@ -47,6 +50,8 @@ impl Faults {
             random: StdRng::seed_from_u64(seed ^ 0xfa17),
             heals: BTreeMap::new(),
             number: 0,
+            forgetful: None,
+            retired: None,
             counts: BTreeMap::new(),
         }
     }
@@ -66,7 +71,7 @@ impl Faults {
         if safety && self.random.random_ratio(1, PERIOD_MS) {
             self.hit(world);
         }
-        if world.now % LOOK_MS == 0 {
+        if world.now.is_multiple_of(LOOK_MS) {
             for at in 0..world.hosts.len() {
                 let Some(why) = world.ended(at) else { continue };
                 world.say(&format!("{} has ended: {why}", world.hosts[at].id));
@@ -75,7 +80,12 @@ impl Faults {
                     let sound = world.sound_disk();
                     world.hosts[at].disk.set_fault(sound);
                 };
-                self.later(world, Heal::Start(at));
+                if world.hosts[at].damaged {
+                    world.say(&format!("{} stays down", world.hosts[at].id));
+                    self.retired = Some(at);
+                } else {
+                    self.later(world, Heal::Start(at));
+                }
             }
         }
     }
@@ -98,7 +108,7 @@ impl Faults {
     fn heal(&mut self, world: &mut World, heal: Heal) {
         match heal {
             Heal::Start(at) => {
-                if matches!(world.hosts[at].life, Life::Down) {
+                if matches!(world.hosts[at].life, Life::Down) && self.retired != Some(at) {
                     world.say(&format!("{} starts", world.hosts[at].id));
                     world.start(at);
                 }
@@ -132,10 +142,16 @@ impl Faults {
         let fault = match self.random.random_range(0..22) {
             0..3 if up => {
                 world.kill(at);
-                if self.random.random_bool(0.2) {
-                    world.hosts[at].disk.lose_rows();
+                if self.random.random_bool(0.2) && *self.forgetful.get_or_insert(at) == at {
                     self.later(world, Heal::Start(at));
-                    "rows lost"
+                    if self.random.random_bool(0.5) {
+                        world.hosts[at].disk.lose_rows();
+                        "rows lost"
+                    } else {
+                        let flipped = world.hosts[at].disk.flip_a_bit().expect("the simulated disk works");
+                        world.hosts[at].damaged |= flipped.is_some();
+                        "bit flipped"
+                    }
                 } else {
                     self.later(world, Heal::Start(at));
                     "kill"

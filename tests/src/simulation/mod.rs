@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use self::faults::Faults;
 use self::load::{Books, Shared};
 pub use self::world::Control;
-use self::world::{Life, World};
+use self::world::{Host, Life, World};
 use crate::nemesis::history::{Action, Op, Outcome};
 
 /// Machines with clients.
@@ -169,10 +169,12 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
 
 /// Whether every replica has applied what its leader has.
 fn caught_up(world: &mut World) -> bool {
-    world.status(0).is_some_and(|status| {
-        let mut replicas = status.partitions.iter().flat_map(|partition| &partition.replicas);
-        replicas.all(|replica| replica.lag == Some(0))
-    })
+    let up = |host: &Host| matches!(host.life, Life::Up(_));
+    let Some(at) = world.hosts.iter().position(up) else { return false };
+    let Some(status) = world.status(at) else { return false };
+    let runs = |id: &NodeId| world.hosts.iter().any(|host| host.id == *id && up(host));
+    let mut replicas = status.partitions.iter().flat_map(|partition| &partition.replicas);
+    replicas.all(|replica| replica.lag == Some(0) || !runs(&replica.node))
 }
 
 /// What must hold once everything has healed.

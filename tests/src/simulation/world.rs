@@ -175,6 +175,8 @@ pub struct Host {
     pub disk: Disk,
     /// What it does.
     pub life: Life,
+    /// A bit of its log is wrong: it may refuse to start, for good.
+    pub damaged: bool,
     /// Its clock is ahead of the world's by so many milliseconds.
     pub skew_ms: i64,
     /// Thousandths of a millisecond that it lives through in each of the world's.

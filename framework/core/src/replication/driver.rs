@@ -83,8 +83,9 @@ pub enum OpenError {
     NotVoter(GroupId),
     /// The rows are ahead of the log: the log was lost.
     #[error(
-        "group {group} has rows up to {applied} but its log ends at {last}: the log was lost; \
-         wipe this node's data folder and let it join anew"
+        "group {group} has rows up to {applied} but its log ends at {last}: the log has lost what was flushed, \
+         a vote or an acknowledged turn may be lost, so this node must stay down; check the disk, and see \
+         \"Damaged disk\" in the operations guide"
     )]
     LogLost {
         /// Which group.
@@ -96,7 +97,8 @@ pub enum OpenError {
     },
     /// The log has a gap.
     #[error(
-        "the log of group {group} has a gap before {index}; wipe this node's data folder and let it join anew"
+        "the log of group {group} has a gap before {index}: a vote or an acknowledged turn may be lost, so this \
+         node must stay down; check the disk, and see \"Damaged disk\" in the operations guide"
     )]
     Gap {
         /// Which group.

@@ -36,6 +36,7 @@ const TRANSFER_LAG_MAX: u64 = 256;
 
 /// The guards of an epoch; tests take one away to show what it prevents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "controls"), expect(unreachable_pub, reason = "tests name fences"))]
 pub enum Fence {
     /// Proposals of another epoch are refused.
     Epoch,
