@@ -43,8 +43,13 @@ pub(crate) enum Command {
     ///
     /// Without --cluster and --address it starts nodes of its own in a temporary folder.
     Bench(BenchArgs),
-    /// Make throw-away certificates for nodes and a client
-    Certs(CertsArgs),
+    /// Make the certificates of a cluster
+    Cert(CertArgs),
+    /// Make an API key for the HTTP gateway
+    ///
+    /// The key goes to standard output and is kept nowhere; what the policy file of --auth needs to know it
+    /// goes to standard error.
+    Key(KeyArgs),
 }
 
 impl Command {
@@ -200,16 +205,83 @@ pub(crate) struct BenchArgs {
 }
 
 #[derive(Debug, Clone, Args)]
-pub(crate) struct CertsArgs {
-    /// Node ids
-    #[arg(value_name = "NODE-ID", required = true)]
-    pub(crate) nodes: Vec<NodeId>,
-    /// Folder to write to
+pub(crate) struct CertArgs {
+    #[command(subcommand)]
+    pub(crate) what: CertCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum CertCommand {
+    /// Make the authority of a cluster: ca.pem for everybody, ca.key for nobody but you
+    Ca {
+        #[command(flatten)]
+        folder: CertFolder,
+        /// Days it is valid
+        #[arg(long, value_name = "N", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+    },
+    /// Make certificates of nodes with the authority in the folder
+    Node {
+        /// Node ids
+        #[arg(value_name = "NODE-ID", required = true)]
+        nodes: Vec<NodeId>,
+        /// A further name or address of the node, for use at the gateway or admin port; can be repeated
+        #[arg(long, value_name = "NAME")]
+        name: Vec<String>,
+        #[command(flatten)]
+        issue: CertIssue,
+    },
+    /// Make a certificate of a client with the authority in the folder
+    Client {
+        /// Its name
+        #[arg(value_name = "NAME")]
+        name: NodeId,
+        #[command(flatten)]
+        issue: CertIssue,
+    },
+    /// Make certificates of nodes and a client with an authority whose key is forgotten, to try things out
+    Throwaway {
+        /// Node ids
+        #[arg(value_name = "NODE-ID", required = true)]
+        nodes: Vec<NodeId>,
+        /// Name of the client's certificate
+        #[arg(long, value_name = "NAME", default_value = "client")]
+        client: NodeId,
+        #[command(flatten)]
+        folder: CertFolder,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CertFolder {
+    /// Folder of the certificates
     #[arg(long, value_name = "DIR", default_value = "certs")]
     pub(crate) dir: PathBuf,
-    /// Name of the client's certificate
-    #[arg(long, value_name = "NAME", default_value = "client")]
-    pub(crate) client: NodeId,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CertIssue {
+    #[command(flatten)]
+    pub(crate) folder: CertFolder,
+    /// Days they are valid, but never longer than the authority
+    #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub(crate) days: u32,
+    /// Replace certificates that are there
+    #[arg(long)]
+    pub(crate) renew: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct KeyArgs {
+    /// Name of who will hold it; rules name it "key:NAME"
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// A group it is in; rules name it "group:NAME"; can be repeated
+    #[arg(long, value_name = "NAME")]
+    pub(crate) group: Vec<String>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Output,
 }
 
 /// Examples of each command; `$` stands for the program.
@@ -217,11 +289,12 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     (
         "serve",
         &[
-            "$ certs n1 n2 n3 --dir certs",
+            "$ cert throwaway n1 n2 n3 --dir certs",
             "$ serve --node-id n1 --data data/n1 --listen 127.0.0.1:7001 --http 127.0.0.1:8081 \\\n    \
              --join 127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003 --bootstrap-expect 3 \\\n    \
              --tls-ca certs/ca.pem --tls-cert certs/n1.pem --tls-key certs/n1.key",
-            "$ serve --config n1.toml",
+            "$ serve --config n1.toml --http 0.0.0.0:8443 --http-tls-cert web.pem --http-tls-key web.key \\\n    \
+             --auth policy.toml --admin 127.0.0.1:9001",
         ],
     ),
     ("dev", &["$ dev", "$ dev --nodes 3", "kill -9 PID   (of a node: watch its actors come back elsewhere)"]),
@@ -248,7 +321,17 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "$ bench --resident 100000",
         ],
     ),
-    ("certs", &["$ certs n1 n2 n3 --dir certs"]),
+    (
+        "cert",
+        &[
+            "$ cert ca --dir certs",
+            "$ cert node n1 n2 n3 --dir certs",
+            "$ cert node n1 --dir certs --renew --name db1.example",
+            "$ cert client backoffice --dir certs",
+            "$ cert throwaway n1 n2 n3 --dir certs                (to try things out)",
+        ],
+    ),
+    ("key", &["$ key shop-web --group web > shop-web.key", "$ key shop-web -o json"]),
 ];
 
 /// Reads the command line of the application `name`.

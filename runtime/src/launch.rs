@@ -97,6 +97,7 @@ async fn run(launch: Launch, cli: Cli) -> Result<Exit, CommandError> {
         Command::Call(args) => commands::call::run(&launch, args).await,
         Command::Status(args) => commands::status::run(&launch, args).await,
         Command::Bench(args) => commands::bench::run(&launch, args).await,
-        Command::Certs(args) => commands::certs::run(&args),
+        Command::Cert(args) => commands::cert::run(&args),
+        Command::Key(args) => commands::key::run(&args),
     }
 }

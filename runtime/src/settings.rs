@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use perennial::app::Kinds;
 use perennial::core::id::NodeId;
 use perennial::core::membership::{WEIGHT_DEFAULT, WEIGHT_MAX};
 use perennial::core::placement::REPLICATION_MAX;
@@ -18,6 +19,7 @@ use perennial::node::{NodeConfig, TlsFiles};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
+use crate::gateway::{self, AdminConfig, GatewayConfig, Policy};
 use crate::output::LogFormat;
 
 /// Partitions of a new cluster unless told otherwise.
@@ -28,6 +30,8 @@ const PARTITIONS_MAX: u32 = 4096;
 pub(crate) const REPLICATION_DEFAULT: u8 = 3;
 /// How long a stop may take unless told otherwise.
 const GRACE_DEFAULT: Duration = Duration::from_secs(10);
+/// Largest limit of a request's head.
+const HEAD_BYTES_MAX_MAX: usize = 1024 * 1024;
 /// Port that `--listen` takes unless told otherwise.
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7001);
 
@@ -49,12 +53,27 @@ pub(crate) struct ServeArgs {
     /// Address of the HTTP gateway; without it the node has none
     #[arg(long, value_name = "IP:PORT", env = "PERENNIAL_HTTP")]
     pub(crate) http: Option<SocketAddr>,
-    /// Agree that the HTTP gateway, which has no authentication, is open to more than this machine
-    #[arg(long, env = "PERENNIAL_HTTP_PUBLIC", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
-    pub(crate) http_public: Option<bool>,
+    /// Certificate chain (PEM) that the HTTP gateway shows; with it and its key the gateway speaks TLS
+    #[arg(long, value_name = "FILE", env = "PERENNIAL_HTTP_TLS_CERT")]
+    pub(crate) http_tls_cert: Option<PathBuf>,
+    /// Key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "PERENNIAL_HTTP_TLS_KEY")]
+    pub(crate) http_tls_key: Option<PathBuf>,
+    /// Policy (TOML): API keys, tokens, and who may do what; without it everybody may do everything
+    #[arg(long, value_name = "FILE", env = "PERENNIAL_AUTH")]
+    pub(crate) auth: Option<PathBuf>,
+    /// Agree that the HTTP gateway is open to more than this machine without TLS or without a policy
+    #[arg(long, env = "PERENNIAL_HTTP_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) http_insecure: Option<bool>,
     /// Web origins whose pages may call from a browser, besides those on the gateway's own host name
     #[arg(long, value_name = "ORIGIN,..", env = "PERENNIAL_HTTP_ORIGINS", value_delimiter = ',')]
     pub(crate) http_origins: Option<Vec<String>>,
+    /// Address of the admin port: metrics, status, kinds, health; beyond loopback with mutual TLS
+    #[arg(long, value_name = "IP:PORT", env = "PERENNIAL_ADMIN")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// Authority (PEM) of those who may use the admin port [default: that of --tls-ca]
+    #[arg(long, value_name = "FILE", env = "PERENNIAL_ADMIN_TLS_CA")]
+    pub(crate) admin_tls_ca: Option<PathBuf>,
     /// Nodes to find the cluster by; this node may be among them
     #[arg(long, value_name = "HOST:PORT,..", env = "PERENNIAL_JOIN", value_delimiter = ',')]
     pub(crate) join: Option<Vec<String>>,
@@ -97,6 +116,132 @@ pub(crate) struct ServeArgs {
     /// Stop when the standard input ends: whoever started the node is gone
     #[arg(long, hide = true)]
     pub(crate) exit_with_stdin: bool,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+}
+
+/// Limits of the gateway; their defaults are constants of [`gateway`].
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Limits of the HTTP gateway")]
+pub(crate) struct LimitArgs {
+    /// Calls in flight [default: 1024]
+    #[arg(long, value_name = "N", env = "PERENNIAL_HTTP_CALLS_MAX")]
+    pub(crate) http_calls_max: Option<u32>,
+    /// Calls in flight of one key, user, or address without credentials [default: 512]
+    #[arg(long, value_name = "N", env = "PERENNIAL_HTTP_CALLS_OF_ONE_MAX")]
+    pub(crate) http_calls_of_one_max: Option<u32>,
+    /// Open event streams [default: 1024]
+    #[arg(long, value_name = "N", env = "PERENNIAL_HTTP_STREAMS_MAX")]
+    pub(crate) http_streams_max: Option<u32>,
+    /// Open event streams of one key, user, or address without credentials [default: 512]
+    #[arg(long, value_name = "N", env = "PERENNIAL_HTTP_STREAMS_OF_ONE_MAX")]
+    pub(crate) http_streams_of_one_max: Option<u32>,
+    /// Connections [default: 4096]
+    #[arg(long, value_name = "N", env = "PERENNIAL_HTTP_CONNECTIONS_MAX")]
+    pub(crate) http_connections_max: Option<u32>,
+    /// Connections from one address; a proxy is one [default: 2048]
+    #[arg(long, value_name = "N", env = "PERENNIAL_HTTP_CONNECTIONS_OF_ONE_MAX")]
+    pub(crate) http_connections_of_one_max: Option<u32>,
+    /// Bytes of a request's head [default: 32768]
+    #[arg(long, value_name = "N", env = "PERENNIAL_HTTP_HEAD_BYTES_MAX")]
+    pub(crate) http_head_bytes_max: Option<usize>,
+    /// Bytes of a request's body [default: 1048576]
+    #[arg(long, value_name = "N", env = "PERENNIAL_HTTP_BODY_BYTES_MAX")]
+    pub(crate) http_body_bytes_max: Option<usize>,
+    /// Bytes of all bodies in memory; one caller has at most half [default: 67108864]
+    #[arg(long, value_name = "N", env = "PERENNIAL_HTTP_BODY_BYTES_IN_FLIGHT_MAX")]
+    pub(crate) http_body_bytes_in_flight_max: Option<usize>,
+    /// Time for a TLS handshake [default: 5s]
+    #[arg(long, value_name = "TIME", env = "PERENNIAL_HTTP_HANDSHAKE_TIMEOUT")]
+    pub(crate) http_handshake_timeout: Option<Span>,
+    /// Time for a request's head, and idle time of a connection [default: 10s]
+    #[arg(long, value_name = "TIME", env = "PERENNIAL_HTTP_HEAD_TIMEOUT")]
+    pub(crate) http_head_timeout: Option<Span>,
+    /// Time for a request's body [default: 10s]
+    #[arg(long, value_name = "TIME", env = "PERENNIAL_HTTP_BODY_TIMEOUT")]
+    pub(crate) http_body_timeout: Option<Span>,
+    /// Time in which a client takes none of its answer [default: 60s]
+    #[arg(long, value_name = "TIME", env = "PERENNIAL_HTTP_STALL_TIMEOUT")]
+    pub(crate) http_stall_timeout: Option<Span>,
+}
+
+impl LimitArgs {
+    fn fill_from(&mut self, file: &mut FileValues<'_>) {
+        file.fill("http_calls_max", &mut self.http_calls_max);
+        file.fill("http_calls_of_one_max", &mut self.http_calls_of_one_max);
+        file.fill("http_streams_max", &mut self.http_streams_max);
+        file.fill("http_streams_of_one_max", &mut self.http_streams_of_one_max);
+        file.fill("http_connections_max", &mut self.http_connections_max);
+        file.fill("http_connections_of_one_max", &mut self.http_connections_of_one_max);
+        file.fill("http_head_bytes_max", &mut self.http_head_bytes_max);
+        file.fill("http_body_bytes_max", &mut self.http_body_bytes_max);
+        file.fill("http_body_bytes_in_flight_max", &mut self.http_body_bytes_in_flight_max);
+        file.fill("http_handshake_timeout", &mut self.http_handshake_timeout);
+        file.fill("http_head_timeout", &mut self.http_head_timeout);
+        file.fill("http_body_timeout", &mut self.http_body_timeout);
+        file.fill("http_stall_timeout", &mut self.http_stall_timeout);
+    }
+
+    /// The gateway's settings with these limits; each `of one` follows a smaller limit of all.
+    fn resolve(&self, problems: &mut Vec<String>) -> GatewayConfig {
+        let usual = GatewayConfig::default();
+        let of_one = |given: Option<u32>, usual: u32, all: u32| given.unwrap_or(usual.min(all));
+        let calls = self.http_calls_max.unwrap_or(usual.calls_in_flight_max);
+        let streams = self.http_streams_max.unwrap_or(usual.streams_open_max);
+        let connections = self.http_connections_max.unwrap_or(usual.connections_max);
+        let time = |given: Option<Span>, usual: Duration| given.map_or(usual, |span| span.0);
+        let config = GatewayConfig {
+            calls_in_flight_max: calls,
+            calls_of_one_max: of_one(self.http_calls_of_one_max, usual.calls_of_one_max, calls),
+            streams_open_max: streams,
+            streams_of_one_max: of_one(self.http_streams_of_one_max, usual.streams_of_one_max, streams),
+            connections_max: connections,
+            connections_of_one_max: of_one(
+                self.http_connections_of_one_max,
+                usual.connections_of_one_max,
+                connections,
+            ),
+            head_bytes_max: self.http_head_bytes_max.unwrap_or(usual.head_bytes_max),
+            body_bytes_max: self.http_body_bytes_max.unwrap_or(usual.body_bytes_max),
+            body_bytes_in_flight_max: self
+                .http_body_bytes_in_flight_max
+                .unwrap_or(usual.body_bytes_in_flight_max),
+            handshake_timeout: time(self.http_handshake_timeout, usual.handshake_timeout),
+            header_read_timeout: time(self.http_head_timeout, usual.header_read_timeout),
+            body_read_timeout: time(self.http_body_timeout, usual.body_read_timeout),
+            write_stall_timeout: time(self.http_stall_timeout, usual.write_stall_timeout),
+            ..usual
+        };
+        for (name, all, one) in [
+            ("http_calls", config.calls_in_flight_max, config.calls_of_one_max),
+            ("http_streams", config.streams_open_max, config.streams_of_one_max),
+            ("http_connections", config.connections_max, config.connections_of_one_max),
+        ] {
+            if one == 0 || one > all {
+                problems
+                    .push(format!("{name}_of_one_max is {one}: it must be 1 to {name}_max, which is {all}"));
+            }
+        }
+        let (head, heads) = (config.head_bytes_max, gateway::HEAD_BYTES_MAX_MIN..=HEAD_BYTES_MAX_MAX);
+        if !heads.contains(&head) {
+            problems.push(format!(
+                "http_head_bytes_max is {head}: it must be {} to {}",
+                heads.start(),
+                heads.end()
+            ));
+        }
+        let (body, bodies) = (config.body_bytes_max, 1..=gateway::BODY_BYTES_MAX);
+        if !bodies.contains(&body) {
+            problems.push(format!("http_body_bytes_max is {body}: it must be 1 to {}", bodies.end()));
+        }
+        let in_flight = config.body_bytes_in_flight_max;
+        if in_flight < body {
+            problems.push(format!(
+                "http_body_bytes_in_flight_max is {in_flight}: it must be at least http_body_bytes_max, which is {body}"
+            ));
+        }
+        config
+    }
 }
 
 /// Settings that a node can be started with.
@@ -104,7 +249,7 @@ pub(crate) struct ServeArgs {
 pub(crate) struct ServeSettings {
     pub(crate) node: NodeConfig,
     pub(crate) http: Option<SocketAddr>,
-    pub(crate) http_origins: Vec<String>,
+    pub(crate) gateway: GatewayConfig,
     pub(crate) grace: Duration,
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
@@ -131,16 +276,18 @@ fn list(problems: &[String]) -> String {
 }
 
 impl ServeArgs {
-    /// Takes from the file what flags and environment left open, fills in defaults and checks it all.
+    /// Takes from the file what flags and environment left open, fills in defaults and checks it all; the
+    /// policy against the application's kinds.
     ///
     /// # Errors
     /// [`SettingsError`] with every problem found.
-    pub(crate) fn resolve(mut self) -> Result<ServeSettings, SettingsError> {
+    pub(crate) fn resolve(mut self, kinds: &Kinds) -> Result<ServeSettings, SettingsError> {
         let mut problems = Vec::new();
         if let Some(path) = self.config.clone() {
             self.fill_from(&path, &mut problems);
         }
         self.validate(&mut problems);
+        let gateway = self.gateway(kinds, &mut problems);
         let (Some(node), Some(data), Some(tls), true) =
             (self.node_id.clone(), self.data.clone(), self.tls_files(), problems.is_empty())
         else {
@@ -166,7 +313,7 @@ impl ServeArgs {
                 weight: self.weight.unwrap_or(WEIGHT_DEFAULT),
             },
             http: self.http,
-            http_origins: self.http_origins.unwrap_or_default(),
+            gateway,
             grace: self.grace.map_or(GRACE_DEFAULT, |span| span.0),
             log: self.log.unwrap_or_else(|| "info".into()),
             log_format: self.log_format.unwrap_or_default(),
@@ -189,8 +336,14 @@ impl ServeArgs {
         file.fill("listen", &mut self.listen);
         file.fill("advertise", &mut self.advertise);
         file.fill("http", &mut self.http);
-        file.fill("http_public", &mut self.http_public);
+        file.fill("http_tls_cert", &mut self.http_tls_cert);
+        file.fill("http_tls_key", &mut self.http_tls_key);
+        file.fill("auth", &mut self.auth);
+        file.fill("http_insecure", &mut self.http_insecure);
         file.fill("http_origins", &mut self.http_origins);
+        file.fill("admin", &mut self.admin);
+        file.fill("admin_tls_ca", &mut self.admin_tls_ca);
+        self.limits.fill_from(&mut file);
         file.fill("join", &mut self.join);
         file.fill("bootstrap_expect", &mut self.bootstrap_expect);
         file.fill("data", &mut self.data);
@@ -230,7 +383,7 @@ impl ServeArgs {
             match file {
                 None => check(
                     false,
-                    format!("{name} is missing: nodes speak mutual TLS only; `certs` makes certificates"),
+                    format!("{name} is missing: nodes speak mutual TLS only; `cert` makes certificates"),
                 ),
                 Some(file) => {
                     check(file.is_file(), format!("{name} {}: there is no such file", file.display()))
@@ -245,16 +398,46 @@ impl ServeArgs {
             check(is_host_port(address), format!("address {address:?} is not HOST:PORT"));
         }
         if let Some(http) = self.http {
+            let missing = match (&self.http_tls_cert, &self.auth) {
+                (None, None) => "TLS and authentication: give --http-tls-cert, --http-tls-key and --auth",
+                (None, Some(_)) => "TLS: give --http-tls-cert and --http-tls-key",
+                (Some(_), None) => "authentication: give --auth",
+                (Some(_), Some(_)) => "",
+            };
             check(
-                http.ip().is_loopback() || self.http_public == Some(true),
+                http.ip().is_loopback() || missing.is_empty() || self.http_insecure == Some(true),
                 format!(
-                    "http {http} is open to other machines and the gateway has no authentication: \
-                     use a loopback address behind a proxy, or agree with --http-public"
+                    "http {http} is open to other machines without {missing}; use a loopback address behind a \
+                     proxy, or agree with --http-insecure"
                 ),
             );
             check(http != listen, format!("http and listen are both {http}: give one another port"));
             check(http.port() != 0, "http needs a port, which the members' list names: 0 names none".into());
         }
+        for (name, given) in [
+            ("http_tls_cert", self.http_tls_cert.is_some()),
+            ("http_tls_key", self.http_tls_key.is_some()),
+            ("auth", self.auth.is_some()),
+        ] {
+            check(
+                !given || self.http.is_some(),
+                format!("{name} is for the gateway: give it a port with --http"),
+            );
+        }
+        check(
+            self.http_tls_cert.is_some() == self.http_tls_key.is_some(),
+            "http_tls_cert and http_tls_key belong together: give both".into(),
+        );
+        if let Some(admin) = self.admin {
+            check(
+                admin.port() == 0 || (admin != listen && Some(admin) != self.http),
+                format!("admin and another port are both {admin}: give it one of its own"),
+            );
+        }
+        check(
+            self.admin_tls_ca.is_none() || self.admin.is_some(),
+            "admin_tls_ca is for the admin port: give it one with --admin".into(),
+        );
         let joins = self.join.as_ref().is_some_and(|join| !join.is_empty());
         match self.bootstrap_expect {
             Some(0) => check(false, "bootstrap_expect is 0: a cluster has at least 1 node".into()),
@@ -281,6 +464,33 @@ impl ServeArgs {
         );
     }
 
+    /// Reads what the gateway needs.
+    fn gateway(&self, kinds: &Kinds, problems: &mut Vec<String>) -> GatewayConfig {
+        let mut config = self.limits.resolve(problems);
+        config.origins_allowed = self.http_origins.clone().unwrap_or_default();
+        if let (Some(cert), Some(key)) = (&self.http_tls_cert, &self.http_tls_key) {
+            config.tls = keep(gateway::tls::server(cert, key), problems);
+        }
+        if let Some(path) = &self.auth {
+            match Policy::read(path, kinds) {
+                Ok(policy) => config.policy = Some(policy.into()),
+                Err(error) => problems.extend(error.problems),
+            }
+        }
+        if let Some(address) = self.admin {
+            let ca = self.admin_tls_ca.as_ref().or(self.tls_ca.as_ref());
+            let open = address.ip().is_loopback() && self.admin_tls_ca.is_none();
+            let tls = match (open, &self.tls_cert, &self.tls_key, ca) {
+                (false, Some(cert), Some(key), Some(ca)) => {
+                    keep(gateway::tls::mutual(cert, key, ca), problems)
+                }
+                _ => None,
+            };
+            config.admin = Some(AdminConfig { address, tls });
+        }
+        config
+    }
+
     fn tls_files(&self) -> Option<TlsFiles> {
         Some(TlsFiles { ca: self.tls_ca.clone()?, cert: self.tls_cert.clone()?, key: self.tls_key.clone()? })
     }
@@ -295,6 +505,10 @@ impl ServeArgs {
             None => SocketAddr::new(listen.ip(), http.port()).to_string(),
         }
     }
+}
+
+fn keep<T>(made: Result<T, gateway::tls::TlsError>, problems: &mut Vec<String>) -> Option<T> {
+    made.map_err(|error| problems.push(error.to_string())).ok()
 }
 
 fn is_host_port(text: &str) -> bool {
@@ -379,6 +593,11 @@ impl<'de> Deserialize<'de> for Span {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::certs;
+
+    fn resolve(args: ServeArgs) -> Result<ServeSettings, SettingsError> {
+        args.resolve(&Kinds::default())
+    }
 
     /// Complete settings, with their files in `dir`.
     fn complete(dir: &Path) -> ServeArgs {
@@ -404,7 +623,7 @@ mod tests {
         let text = "weight = 50\npartitions = 16\njoin = [\"a:1\", \"b:2\"]\ngrace = \"2s\"\nlog_format = \"json\"\n";
         std::fs::write(&path, text).unwrap();
         let args = ServeArgs { config: Some(path), weight: Some(7), ..complete(dir.path()) };
-        let settings = args.resolve().unwrap();
+        let settings = resolve(args).unwrap();
         assert_eq!((settings.node.weight, settings.node.partitions, settings.node.replication), (7, 16, 3));
         assert_eq!((settings.node.join.len(), settings.node.bootstrap_expect), (2, 3));
         assert_eq!((settings.grace, settings.log_format), (Duration::from_secs(2), LogFormat::Json));
@@ -420,12 +639,21 @@ mod tests {
             listen: Some("0.0.0.0:7001".parse().unwrap()),
             http: Some("0.0.0.0:8080".parse().unwrap()),
             http_origins: Some(vec!["https://shop.example".into(), "shop.example/".into()]),
+            http_tls_cert: Some("gate.pem".into()),
+            admin_tls_ca: Some("monitors.pem".into()),
+            auth: Some(dir.path().join("nowhere.toml")),
+            limits: LimitArgs {
+                http_calls_of_one_max: Some(0),
+                http_body_bytes_max: Some(2_000_000),
+                http_head_bytes_max: Some(1),
+                ..LimitArgs::default()
+            },
             partitions: Some(48),
             replication: Some(0),
             bootstrap_expect: Some(3),
             ..ServeArgs::default()
         };
-        let problems = args.resolve().unwrap_err().problems.join("\n");
+        let problems = resolve(args).unwrap_err().problems.join("\n");
         for part in [
             "\"wieght\"",
             "weight: ",
@@ -436,7 +664,12 @@ mod tests {
             "tls_cert",
             "tls_key",
             "--advertise",
-            "--http-public",
+            "http_tls_cert and http_tls_key belong together",
+            "http_calls_of_one_max is 0",
+            "http_body_bytes_max is 2000000",
+            "http_head_bytes_max is 1",
+            "admin_tls_ca is for the admin port",
+            "nowhere.toml",
             "48",
             "replication is 0",
             "join is empty",
@@ -446,13 +679,51 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_open_to_the_world_needs_consent_and_tells_an_address_others_can_dial() {
+    fn a_gateway_open_to_the_world_has_tls_and_a_policy_or_consent() {
         let dir = tempfile::tempdir().unwrap();
+        let made = certs::throwaway(&dir.path().join("tls"), &[NodeId::new("n1").unwrap()], "cli").unwrap();
+        let files = &made.nodes.values().next().unwrap().clone();
+        let policy = dir.path().join("policy.toml");
+        std::fs::write(&policy, "[[allow]]\nwho = \"anonymous\"\nkind = \"*\"\nmethods = \"*\"\n").unwrap();
         let open = ServeArgs { http: Some("0.0.0.0:8080".parse().unwrap()), ..complete(dir.path()) };
-        assert!(open.clone().resolve().unwrap_err().to_string().contains("--http-public"));
+        let tls = |args: &ServeArgs| ServeArgs {
+            http_tls_cert: Some(files.cert.clone()),
+            http_tls_key: Some(files.key.clone()),
+            ..args.clone()
+        };
+        let auth = |args: &ServeArgs| ServeArgs { auth: Some(policy.clone()), ..args.clone() };
+        let refused = |args: ServeArgs| resolve(args).unwrap_err().to_string();
+        assert!(refused(open.clone()).contains("without TLS and authentication"));
+        assert!(refused(tls(&open)).contains("without authentication: give --auth"));
+        assert!(refused(auth(&open)).contains("without TLS: give --http-tls-cert"));
+        let settings = resolve(auth(&tls(&open))).unwrap();
+        assert!(settings.gateway.tls.is_some() && settings.gateway.policy.is_some());
         let agreed =
-            ServeArgs { http_public: Some(true), advertise: Some("db1.example:7001".into()), ..open };
-        assert_eq!(agreed.resolve().unwrap().node.http.as_deref(), Some("db1.example:8080"));
+            ServeArgs { http_insecure: Some(true), advertise: Some("db1.example:7001".into()), ..open };
+        assert_eq!(resolve(agreed).unwrap().node.http.as_deref(), Some("db1.example:8080"));
+    }
+
+    #[test]
+    fn the_admin_port_is_plain_on_loopback_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = certs::throwaway(&dir.path().join("tls"), &[NodeId::new("n1").unwrap()], "cli").unwrap();
+        let files = made.nodes.values().next().unwrap().clone();
+        let at = |address: &str, admin_tls_ca: Option<PathBuf>| {
+            let args = ServeArgs {
+                tls_ca: Some(files.ca.clone()),
+                tls_cert: Some(files.cert.clone()),
+                tls_key: Some(files.key.clone()),
+                admin: Some(address.parse().unwrap()),
+                admin_tls_ca,
+                ..complete(dir.path())
+            };
+            resolve(args).map(|settings| settings.gateway.admin.unwrap().tls.is_some())
+        };
+        assert_eq!(at("127.0.0.1:9001", None), Ok(false));
+        assert_eq!(at("127.0.0.1:9001", Some(files.ca.clone())), Ok(true));
+        assert_eq!(at("0.0.0.0:9001", None), Ok(true));
+        let wrong = at("0.0.0.0:9001", Some(files.key.clone())).unwrap_err().to_string();
+        assert!(wrong.contains("must hold a certificate"), "{wrong}");
     }
 
     #[test]

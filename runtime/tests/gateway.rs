@@ -18,7 +18,9 @@ use perennial::node::Backend;
 use perennial::schema::{Type, Types};
 use perennial::status::ClusterStatus;
 use perennial::{App, Asset, Ctx, Data, Fault, Format};
-use perennial_runtime::gateway::{Gateway, GatewayConfig, GatewayError, STATUS_IN_FLIGHT_MAX};
+use perennial_runtime::gateway::{
+    AdminConfig, Gateway, GatewayConfig, GatewayError, NewKey, Policy, STATUS_IN_FLIGHT_MAX,
+};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -282,7 +284,7 @@ async fn start() -> Setting {
 async fn start_with(config: GatewayConfig) -> Setting {
     let fake = Fake::new(shop());
     let gateway = Gateway::bind(loopback(), fake.clone(), config).await.unwrap();
-    let base = format!("http://{}", gateway.address());
+    let base = format!("http://{}", gateway.address().unwrap());
     let http = Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap();
     Setting { fake, gateway, http, base }
 }
@@ -316,7 +318,7 @@ impl Setting {
     }
 
     async fn raw(&self, bytes: &[u8]) -> TcpStream {
-        let mut stream = TcpStream::connect(self.gateway.address()).await.unwrap();
+        let mut stream = TcpStream::connect(self.gateway.address().unwrap()).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         stream
     }
@@ -460,7 +462,7 @@ async fn bad_bodies_are_refused_with_the_reason_and_never_reach_an_actor() {
     let chunks = stream::iter((0..100).map(|_| Ok::<_, std::io::Error>("0123456789")));
     refused(s.post(add, reqwest::Body::wrap_stream(chunks)).await, 413, "body_too_large").await;
     let waits =
-        b"POST /v1/Cart/a/add HTTP/1.1\r\nhost: x\r\ncontent-length: 65\r\nexpect: 100-continue\r\n\r\n";
+        b"POST /v1/Cart/a/add HTTP/1.1\r\nhost: localhost\r\ncontent-length: 65\r\nexpect: 100-continue\r\n\r\n";
     let told = read_all(s.raw(waits).await).await;
     assert!(told.starts_with("HTTP/1.1 413"), "{told}");
     assert!(s.fake.calls.lock().unwrap().is_empty());
@@ -612,7 +614,7 @@ async fn calls_above_the_limit_are_refused_at_once() {
 async fn connections_above_the_cap_are_told_so_and_closed() {
     let s = start_with(GatewayConfig { connections_max: 1, ..GatewayConfig::default() }).await;
     let held = s.hold(true).await;
-    let told = read_all(TcpStream::connect(s.gateway.address()).await.unwrap()).await;
+    let told = read_all(TcpStream::connect(s.gateway.address().unwrap()).await.unwrap()).await;
     assert!(told.starts_with("HTTP/1.1 503") && told.contains("retry-after: 1"), "{told}");
     s.fake.held.release.add_permits(1);
     assert_eq!(held.await.unwrap().status(), StatusCode::OK);
@@ -622,7 +624,7 @@ async fn connections_above_the_cap_are_told_so_and_closed() {
 async fn a_head_that_does_not_come_or_is_too_large_ends_the_connection() {
     let config = GatewayConfig { header_read_timeout: Duration::from_millis(20), ..GatewayConfig::default() };
     let s = start_with(config).await;
-    for sent in ["", "POST /v1/Cart/a/add HTTP/1.1\r\nhost: x\r\nslow: "] {
+    for sent in ["", "POST /v1/Cart/a/add HTTP/1.1\r\nhost: localhost\r\nslow: "] {
         let told = read_all(s.raw(sent.as_bytes()).await).await;
         assert!(!told.starts_with("HTTP/1.1 2"), "{told}");
     }
@@ -640,7 +642,8 @@ async fn a_body_that_does_not_come_is_408_and_gives_its_permit_back() {
         ..GatewayConfig::default()
     };
     let s = start_with(config).await;
-    let slow = "POST /v1/Cart/a/add HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\nconnection: close\r\n\r\n{";
+    let slow =
+        "POST /v1/Cart/a/add HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\nconnection: close\r\n\r\n{";
     let told = read_all(s.raw(slow.as_bytes()).await).await;
     assert!(told.starts_with("HTTP/1.1 408") && told.contains("\"body_slow\""), "{told}");
     assert_eq!(s.post("/v1/Cart/a/add", "{}").await.status(), StatusCode::OK);
@@ -652,7 +655,7 @@ async fn status_requests_are_limited_in_number_and_time() {
     s.fake.status_hangs.store(true, Ordering::Relaxed);
     let mut waiting = Vec::new();
     for _ in 0..STATUS_IN_FLIGHT_MAX {
-        waiting.push(s.raw(b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n").await);
+        waiting.push(s.raw(b"GET /v1/status HTTP/1.1\r\nhost: localhost\r\n\r\n").await);
         Held::seen(&s.fake.held.entered).await;
     }
     refused(s.get("/v1/status").await, 429, "busy").await;
@@ -666,7 +669,8 @@ async fn status_requests_are_limited_in_number_and_time() {
 #[tokio::test]
 async fn a_write_goes_on_when_its_client_leaves() {
     let s = start().await;
-    let client = s.raw(b"POST /v1/Cart/a/hold HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n").await;
+    let client =
+        s.raw(b"POST /v1/Cart/a/hold HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n").await;
     Held::seen(&s.fake.held.entered).await;
     drop(client);
     let gone = "perennial_gateway_requests_total{route=\"call\",kind=\"Cart\",status=\"gone\"}";
@@ -680,7 +684,7 @@ async fn a_write_goes_on_when_its_client_leaves() {
 #[tokio::test]
 async fn a_read_ends_when_its_client_leaves() {
     let s = start().await;
-    let client = s.raw(b"GET /v1/Cart/a/hold HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let client = s.raw(b"GET /v1/Cart/a/hold HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     Held::seen(&s.fake.held.entered).await;
     drop(client);
     Held::seen(&s.fake.held.dropped).await;
@@ -788,7 +792,7 @@ async fn a_stop_lets_calls_finish_and_ends_streams() {
     let s = start_with(GatewayConfig { header_read_timeout: GRACE, ..GatewayConfig::default() }).await;
     let stream = s.get("/v1/Cart/a/events").await;
     let held = s.hold(true).await;
-    let (address, release) = (s.gateway.address(), Arc::clone(&s.fake.held));
+    let (address, release) = (s.gateway.address().unwrap(), Arc::clone(&s.fake.held));
     let idle = s.raw(b"").await;
     let stop = tokio::spawn(s.gateway.stop(GRACE));
     events(stream, "").await;
@@ -815,7 +819,7 @@ async fn calls_beyond_the_grace_of_a_stop_are_answered() {
 #[tokio::test]
 async fn a_dropped_gateway_leaves_nothing_behind() {
     let s = start().await;
-    let stream = s.raw(b"GET /v1/Cart/a/hold HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let stream = s.raw(b"GET /v1/Cart/a/hold HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     Held::seen(&s.fake.held.entered).await;
     drop(s.gateway);
     Held::seen(&s.fake.held.dropped).await;
@@ -825,7 +829,7 @@ async fn a_dropped_gateway_leaves_nothing_behind() {
 #[tokio::test]
 async fn what_cannot_start_says_why() {
     let s = start().await;
-    let taken = s.gateway.address();
+    let taken = s.gateway.address().unwrap();
     let error = Gateway::bind(taken, s.fake.clone(), GatewayConfig::default()).await.err().unwrap();
     assert!(matches!(error, GatewayError::Listen { address, .. } if address == taken), "{error}");
     for app in [
@@ -955,4 +959,150 @@ async fn pages_of_this_host_may_call_and_foreign_ones_may_not_write() {
     assert!(headers.contains("idempotency-key"), "{headers}");
     let response = preflight("https://evil.example").await.unwrap();
     assert!(response.headers().get("access-control-allow-origin").is_none());
+}
+
+// ---- who may do what ----
+
+/// A gateway with a policy: `reader` may find and follow in carts whose key begins with `eu/`, everybody
+/// may add to the cart `open`. Gives the reader's key.
+async fn start_guarded() -> (Setting, String) {
+    let key = NewKey::make("reader").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("policy.toml");
+    let text = format!(
+        "[[key]]\nname = \"reader\"\nsha256 = \"{}\"\ngroups = [\"eu\"]\n\n\
+         [[allow]]\nwho = [\"group:eu\"]\nkind = \"Cart\"\nmethods = [\"find\", \"events\"]\nkey_prefix = \"eu/\"\n\n\
+         [[allow]]\nwho = \"anonymous\"\nkind = \"*\"\nmethods = \"add\"\nkey = \"open\"\n",
+        key.sha256
+    );
+    std::fs::write(&path, text).unwrap();
+    let policy = Policy::read(&path, shop().kinds()).unwrap();
+    let config = GatewayConfig {
+        policy: Some(Arc::new(policy)),
+        admin: Some(AdminConfig { address: loopback(), tls: None }),
+        calls_of_one_max: 1,
+        ..GatewayConfig::default()
+    };
+    (start_with(config).await, format!("Bearer {}", key.key))
+}
+
+impl Setting {
+    async fn get_as(&self, key: &str, path: &str) -> Response {
+        self.http.get(format!("{}{path}", self.base)).header("authorization", key).send().await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn what_no_rule_allows_never_reaches_the_backend() {
+    let (s, key) = start_guarded().await;
+    for path in
+        ["/v1/Cart/eu%2Fa/find", "/v1/Nothing/open/find", "/v1/Cart/open/events", "/v1/Cart/open/nothing"]
+    {
+        let response = s.get(path).await;
+        assert_eq!(response.headers()["www-authenticate"], "Bearer realm=\"perennial\"");
+        refused(response, 401, "not_authenticated").await;
+    }
+    refused(s.post("/v1/Cart/eu%2Fa/add", "not even JSON").await, 401, "not_authenticated").await;
+    for path in ["/v1/Cart/us%2Fa/find", "/v1/Cart/eu/find", "/v1/Cart/eu%2Fa/add", "/v1/Cart/us%2Fa/events"]
+    {
+        let body = refused(s.get_as(&key, path).await, 403, "forbidden").await;
+        assert!(body["message"].as_str().unwrap().starts_with("key:reader may not"), "{body}");
+    }
+    let response = s.get_as("Bearer perennial_reader_0", "/v1/Cart/open/add").await;
+    let challenge = response.headers()["www-authenticate"].to_str().unwrap().to_owned();
+    assert!(challenge.contains("error=\"invalid_token\""), "{challenge}");
+    refused(response, 401, "bad_credentials").await;
+    assert!(s.fake.calls.lock().unwrap().is_empty() && s.fake.subscriptions.lock().unwrap().is_empty());
+
+    assert_eq!(s.get_as(&key, "/v1/Cart/eu%2Fa/find").await.status(), StatusCode::OK);
+    assert_eq!(s.get_as(&key, "/v1/Cart/eu%2Fa/events").await.status(), StatusCode::OK);
+    assert_eq!(s.post("/v1/Cart/open/add", "{}").await.status(), StatusCode::OK, "anonymous may");
+    assert_eq!(s.get_as(&key, "/v1/Cart/open/add").await.status(), StatusCode::OK, "so everybody may");
+}
+
+#[tokio::test]
+async fn with_a_policy_the_cluster_is_told_of_at_the_admin_port_only() {
+    let (s, key) = start_guarded().await;
+    for path in ["/", "/metrics", "/v1/status", "/v1/kinds"] {
+        refused(s.get_as(&key, path).await, 404, "no_route").await;
+    }
+    assert_eq!(s.get("/shop/").await.status(), StatusCode::OK, "pages are for everybody");
+    assert_eq!(s.get("/readyz").await.text().await.unwrap(), "{\"status\":\"ready\"}");
+    *s.fake.ready.lock().unwrap() = Err("partition 3 has no leader".into());
+    let told = refused(s.get("/readyz").await, 503, "not_ready").await;
+    assert!(!told.to_string().contains("partition 3"), "{told}");
+
+    let admin = format!("http://{}", s.gateway.admin().unwrap());
+    let get = |path: &str| s.http.get(format!("{admin}{path}")).send();
+    let told = refused(get("/readyz").await.unwrap(), 503, "not_ready").await;
+    assert!(told.to_string().contains("partition 3"), "{told}");
+    for path in ["/livez", "/metrics", "/v1/status", "/v1/kinds"] {
+        assert_eq!(get(path).await.unwrap().status(), StatusCode::OK, "{path}");
+    }
+    for path in ["/", "/shop/", "/v1/Cart/open/add"] {
+        refused(get(path).await.unwrap(), 404, "no_route").await;
+    }
+}
+
+#[tokio::test]
+async fn a_browser_may_send_credentials_from_an_origin_that_may_call() {
+    let (s, _) = start_guarded().await;
+    let preflight = s
+        .http
+        .request(reqwest::Method::OPTIONS, format!("{}/v1/Cart/eu%2Fa/find", s.base))
+        .header("origin", "http://127.0.0.1:8081")
+        .header("access-control-request-method", "GET")
+        .header("access-control-request-headers", "authorization");
+    let response = preflight.send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK, "a preflight has no credentials");
+    let headers = response.headers()["access-control-allow-headers"].to_str().unwrap();
+    assert!(headers.contains("authorization"), "{headers}");
+}
+
+#[tokio::test]
+async fn a_caller_at_its_share_leaves_others_theirs() {
+    let (s, key) = start_guarded().await;
+    s.fake.answers("find", Answer::Ok(Bytes::from_static(b"1")));
+    let url = format!("{}/v1/Cart/open/add", s.base);
+    let body = stream::pending::<Result<&'static str, std::io::Error>>();
+    let request = s.http.post(url).body(reqwest::Body::wrap_stream(body));
+    let slow = tokio::spawn(request.send());
+    let admin = format!("http://{}/metrics", s.gateway.admin().unwrap());
+    let in_flight = async || {
+        let text = s.http.get(&admin).send().await.unwrap().text().await.unwrap();
+        text.lines().any(|line| line == "perennial_gateway_calls_in_flight 1")
+    };
+    while !in_flight().await {}
+    let body = refused(s.post("/v1/Cart/open/add", "{}").await, 429, "your_share").await;
+    assert_eq!((&body["applied"], &body["retryable"]), (&json!("no"), &json!(true)));
+    assert_eq!(s.get_as(&key, "/v1/Cart/eu%2Fa/find").await.status(), StatusCode::OK);
+    slow.abort();
+}
+
+#[tokio::test]
+async fn a_name_that_was_pointed_to_loopback_is_not_this_gateways() {
+    let config =
+        GatewayConfig { origins_allowed: vec!["https://shop.example".into()], ..GatewayConfig::default() };
+    let s = start_with(config).await;
+    let as_host = |host: &'static str, post: bool| {
+        let url = format!("{}/v1/Cart/a/find", s.base);
+        let request =
+            if post { s.http.post(url).header("origin", format!("http://{host}")) } else { s.http.get(url) };
+        request.header("host", host).send()
+    };
+    for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example"] {
+        for post in [true, false] {
+            refused(as_host(host, post).await.unwrap(), 421, "foreign_host").await;
+        }
+    }
+    assert!(s.fake.calls.lock().unwrap().is_empty());
+    for host in ["localhost:8080", "127.0.0.1", "[::1]:8080", "10.0.0.1", "shop.localhost", "SHOP.example"] {
+        assert_eq!(as_host(host, false).await.unwrap().status(), StatusCode::OK, "{host}");
+    }
+    let health = s.http.get(format!("{}/readyz", s.base)).header("host", "balancer").send().await.unwrap();
+    assert_eq!(health.status(), StatusCode::OK);
+    let (s, key) = start_guarded().await;
+    let url = format!("{}/v1/Cart/eu%2Fa/find", s.base);
+    let named = s.http.get(url).header("host", "shop.example").header("authorization", key);
+    assert_eq!(named.send().await.unwrap().status(), StatusCode::OK, "with a policy names do not matter");
 }

@@ -31,7 +31,7 @@ fn run(dir: &Path, args: &[&str]) -> (i32, String, String) {
 #[test]
 fn every_command_has_help_with_examples_on_stdout() {
     let dir = tempfile::tempdir().unwrap();
-    for command in ["serve", "dev", "demo", "call", "status", "bench", "certs"] {
+    for command in ["serve", "dev", "demo", "call", "status", "bench", "cert", "key"] {
         let (code, out, err) = run(dir.path(), &[command, "--help"]);
         assert_eq!((code, err.as_str()), (0, ""), "{command}");
         assert!(out.contains("Examples:") && out.contains(&format!("perennial {command}")), "{out}");
@@ -58,7 +58,9 @@ fn a_wrong_command_line_is_a_usage_error() {
         &["status", "--address", "127.0.0.1:1"],
         &["bench", "--idle", "--hot"],
         &["serve", "--node-id", "N 1"],
-        &["certs"],
+        &["cert", "nodes"],
+        &["cert", "node", "--dir", "nowhere"],
+        &["key", "Shop Web"],
     ] {
         let (code, out, err) = run(dir.path(), args);
         assert_eq!((code, out.as_str()), (USAGE, ""), "{args:?}: {err}");
@@ -86,7 +88,7 @@ fn standard_input_must_be_an_object() {
 #[test]
 fn a_cluster_that_is_not_there_is_one_line_and_a_code_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(run(dir.path(), &["certs", "n1"]).0, 0);
+    assert_eq!(run(dir.path(), &["cert", "throwaway", "n1"]).0, 0);
     let tls = ["--tls-ca", "certs/ca.pem", "--tls-cert", "certs/client.pem", "--tls-key", "certs/client.key"];
     // Port 1 of loopback: nobody listens there.
     let at = [&["--address", "127.0.0.1:1"][..], &tls].concat();
@@ -111,7 +113,7 @@ fn settings_are_refused_with_every_problem_at_once() {
     let (code, _, err) = run(dir.path(), &["serve", "--config", "n1.toml", "--http", "0.0.0.0:8080"]);
     assert_eq!(code, USAGE, "{err}");
     for part in
-        ["node_id", "data", "tls_ca", "--advertise", "48", "\"wieght\"", "n1.toml: weight", "--http-public"]
+        ["node_id", "data", "tls_ca", "--advertise", "48", "\"wieght\"", "n1.toml: weight", "--http-insecure"]
     {
         assert!(err.contains(part), "{part} is not in:\n{err}");
     }
@@ -134,13 +136,79 @@ fn the_environment_beats_the_file_and_a_flag_beats_both() {
 }
 
 #[test]
-fn certificates_are_made_once() {
+fn throw_away_certificates_are_made_once() {
     let dir = tempfile::tempdir().unwrap();
-    let (code, out, _) = run(dir.path(), &["certs", "n1", "n2", "--dir", "tls"]);
+    let (code, out, _) = run(dir.path(), &["cert", "throwaway", "n1", "n2", "--dir", "tls"]);
     assert_eq!((code, out.as_str()), (0, "tls/n1.pem\ntls/n2.pem\ntls/client.pem\n"));
-    let (code, _, err) = run(dir.path(), &["certs", "n3", "--dir", "tls"]);
+    let (code, _, err) = run(dir.path(), &["cert", "throwaway", "n3", "--dir", "tls"]);
     assert_eq!(code, FAILED);
     assert!(err.contains("tls/ca.pem"), "{err}");
+    let (code, _, err) = run(dir.path(), &["cert", "node", "n3", "--dir", "tls"]);
+    assert_eq!(code, FAILED);
+    assert!(err.contains("tls/ca.key"), "its key is forgotten: {err}");
+}
+
+#[test]
+fn an_authority_is_kept_and_signs_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, out, _) = run(dir.path(), &["cert", "ca"]);
+    assert_eq!((code, out.as_str()), (0, "certs/ca.pem\ncerts/ca.key\n"));
+    let (code, _, err) = run(dir.path(), &["cert", "ca"]);
+    assert_eq!(code, FAILED);
+    assert!(err.contains("not overwritten") && err.lines().count() == 1, "{err}");
+    let (code, out, _) = run(dir.path(), &["cert", "node", "n1", "n2", "--name", "localhost"]);
+    assert_eq!((code, out.as_str()), (0, "certs/n1.pem\ncerts/n2.pem\n"));
+    assert_eq!(run(dir.path(), &["cert", "client", "backoffice"]).0, 0);
+    let (code, _, err) = run(dir.path(), &["cert", "node", "n1"]);
+    assert_eq!(code, FAILED);
+    assert!(err.contains("--renew"), "{err}");
+    assert_eq!(run(dir.path(), &["cert", "node", "n1", "--renew"]).0, 0);
+}
+
+#[test]
+fn a_key_is_shown_once_and_its_hash_is_what_the_policy_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, key, policy) = run(dir.path(), &["key", "shop-web", "--group", "web"]);
+    assert_eq!(code, 0);
+    assert!(key.starts_with("perennial_shop-web_") && key.lines().count() == 1, "{key}");
+    assert!(policy.contains("[[key]]\nname = \"shop-web\"\nsha256 = \""), "{policy}");
+    assert!(policy.contains("groups = [\"web\"]") && !policy.contains(key.trim()), "{policy}");
+}
+
+#[test]
+fn a_wrong_policy_is_told_line_by_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = "\
+[[key]]
+name = \"shop-web\"
+sha256 = \"abc\"
+
+[[allow]]
+who = \"key:shopweb\"
+kind = \"Crt\"
+methods = \"add\"
+
+[[allow]]
+who = \"anonymous\"
+kind = \"Cart\"
+methods = [\"ad\", \"events\"]
+key_prefix = \"{sub}\"
+keys = \"x\"
+";
+    std::fs::write(dir.path().join("policy.toml"), policy).unwrap();
+    let (code, _, err) = run(dir.path(), &["serve", "--http", "127.0.0.1:8080", "--auth", "policy.toml"]);
+    assert_eq!(code, USAGE, "{err}");
+    for part in [
+        "policy.toml line 3: sha256 is not 64",
+        "policy.toml line 6: no [[key]] is named \"shopweb\"",
+        "policy.toml line 7: unknown kind \"Crt\"",
+        "policy.toml line 13: Cart has no handler \"ad\"; there are: ",
+        "policy.toml line 14: key_prefix \"{sub}\" would let al reach alice",
+        "policy.toml line 14: \"{sub}\" is for holders of tokens",
+        "policy.toml line 15: [[allow]] has no setting \"keys\"",
+    ] {
+        assert!(err.contains(part), "{part} is not in:\n{err}");
+    }
 }
 
 #[test]

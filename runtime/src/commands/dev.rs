@@ -25,6 +25,7 @@ use crate::certs::throwaway;
 use crate::cli::{CLUSTER_FILE, DEV_DATA_DEFAULT, DevArgs};
 use crate::counter;
 use crate::exit::{CommandError, Exit};
+use crate::gateway::GatewayConfig;
 use crate::harness::{
     ClusterFile, ClusterSpec, NodeEntry, Ports, ProcessCluster, free_from, free_ports, node_ids,
 };
@@ -157,7 +158,8 @@ async fn embedded(
         zone: None,
         weight: 100,
     };
-    let running = Running::start(launch.app.clone(), config, Some(on(ports.http)), Vec::new()).await?;
+    let running =
+        Running::start(launch.app.clone(), config, Some(on(ports.http)), GatewayConfig::default()).await?;
     let entry = NodeEntry {
         id: ids[0].clone(),
         address: running.node.address().to_string(),
@@ -384,6 +386,7 @@ fn banner(launch: &Launch, args: &DevArgs, file: &ClusterFile) {
     if file.nodes.len() > 1 {
         row("", "kill -9 one of the processes: its actors come back on the others");
     }
+    row("open", "no passwords: whoever can reach loopback on this machine may call everything");
     row("data", &format!("{} (stop with Ctrl-C, start again to go on)", args.data.display()));
 }
 

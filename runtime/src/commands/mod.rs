@@ -2,9 +2,10 @@
 
 pub(crate) mod bench;
 pub(crate) mod call;
-pub(crate) mod certs;
+pub(crate) mod cert;
 pub(crate) mod demo;
 pub(crate) mod dev;
+pub(crate) mod key;
 pub(crate) mod serve;
 pub(crate) mod status;
 mod target;

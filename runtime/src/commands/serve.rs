@@ -24,16 +24,27 @@ const LOOK_PERIOD: Duration = Duration::from_secs(2);
 const ORPHAN_GRACE: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(app: App, args: ServeArgs) -> Result<Exit, CommandError> {
-    let settings = args.resolve()?;
+    let settings = args.resolve(app.kinds())?;
     output::start_logs(&settings.log, settings.log_format)
         .map_err(|problem| SettingsError { problems: vec![problem] })?;
     let stages = Stages { node: settings.node.node.to_string(), format: settings.log_format };
     let mut stop = StopSignals::new(settings.exit_with_stdin)?;
 
-    let running = Running::start(app, settings.node, settings.http, settings.http_origins).await?;
+    let scheme = |tls: bool| if tls { "https" } else { "http" };
+    let (web, admin) = (
+        scheme(settings.gateway.tls.is_some()),
+        scheme(settings.gateway.admin.as_ref().is_some_and(|admin| admin.tls.is_some())),
+    );
+    let open = if settings.gateway.policy.is_none() { ", open to everybody who reaches it" } else { "" };
+    let running = Running::start(app, settings.node, settings.http, settings.gateway).await?;
     stages.tell(&format!("listening on {}", running.node.address()));
     if let Some(gateway) = &running.gateway {
-        stages.tell(&format!("gateway on http://{}", gateway.address()));
+        if let Some(address) = gateway.address() {
+            stages.tell(&format!("gateway on {web}://{address}{open}"));
+        }
+        if let Some(address) = gateway.admin() {
+            stages.tell(&format!("admin port on {admin}://{address}"));
+        }
     }
     let why = tokio::select! {
         failed = running.run(|stage| stages.tell(stage)) => return Err(failed),
@@ -64,34 +75,25 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Opens both ports.
+    /// Opens all ports.
     pub(super) async fn start(
         app: App,
         config: NodeConfig,
         http: Option<SocketAddr>,
-        origins_allowed: Vec<String>,
+        gateway: GatewayConfig,
     ) -> Result<Self, CommandError> {
         let node = Node::start(config, app).await?;
-        let gateway = match http {
-            None => None,
-            Some(http) => {
-                let backend: Arc<dyn Backend> = Arc::new(node.clone());
-                match Gateway::bind(
-                    http,
-                    backend,
-                    GatewayConfig { origins_allowed, ..GatewayConfig::default() },
-                )
-                .await
-                {
-                    Ok(gateway) => Some(gateway),
-                    Err(error) => {
-                        node.stop(ORPHAN_GRACE).await;
-                        return Err(error.into());
-                    }
-                }
+        if http.is_none() && gateway.admin.is_none() {
+            return Ok(Self { node, gateway: None });
+        }
+        let backend: Arc<dyn Backend> = Arc::new(node.clone());
+        match Gateway::bind(http, backend, gateway).await {
+            Ok(gateway) => Ok(Self { node, gateway: Some(gateway) }),
+            Err(error) => {
+                node.stop(ORPHAN_GRACE).await;
+                Err(error.into())
             }
-        };
-        Ok(Self { node, gateway })
+        }
     }
 
     /// Tells each stage up to readiness, then runs on. Returns only if the node had to stop by itself.

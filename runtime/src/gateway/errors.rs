@@ -3,7 +3,7 @@
 //! Owns the mapping from faults, application errors and the gateway's own refusals to a status and a
 //! body `{"code","message","applied","retryable","error"?}`. Never decides whether something failed.
 
-use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use perennial::Fault;
 use perennial::error::Applied;
 use serde::Serialize;
 
+use super::auth::BadCredentials;
 use super::routes::ROUTES;
 
 /// Seconds after which a refused or unavailable call is worth another try.
@@ -43,8 +44,16 @@ pub(super) enum Problem {
     BodySlow { seconds: u64 },
     #[error("the body broke off: {0}")]
     BodyBroken(axum::Error),
+    #[error("this needs credentials: send an API key or a token as Authorization: Bearer CREDENTIAL")]
+    NotAuthenticated,
+    #[error("{0}")]
+    BadCredentials(BadCredentials),
+    #[error("{who} may not do this: {what}; the operator's policy has no rule that allows it")]
+    Forbidden { who: String, what: String },
     #[error("pages of {origin} may not call this gateway; its operator can allow that origin")]
     ForeignOrigin { origin: String },
+    #[error("{host:?} is no name of this port; its operator can allow an origin of that host")]
+    ForeignHost { host: String },
     #[error("nothing is here; there are: {}", ROUTES.join(", "))]
     NoRoute,
     #[error("the page {mount:?} has no file {file:?}")]
@@ -53,6 +62,8 @@ pub(super) enum Problem {
     MethodNotAllowed,
     #[error("{what} of this gateway are at their limit of {limit}; try again later or at another node")]
     Busy { what: &'static str, limit: usize },
+    #[error("{what} are at your limit of {limit}; wait for some to end")]
+    YourShare { what: &'static str, limit: usize },
     #[error("this node is not ready: {0}")]
     NotReady(String),
     #[error("this node is stopping; try again at another node, with the same idempotency key if it writes")]
@@ -79,10 +90,12 @@ impl Problem {
             | Self::BodyBroken(_) => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodySlow { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::ForeignOrigin { .. } => StatusCode::FORBIDDEN,
+            Self::NotAuthenticated | Self::BadCredentials(_) => StatusCode::UNAUTHORIZED,
+            Self::Forbidden { .. } | Self::ForeignOrigin { .. } => StatusCode::FORBIDDEN,
+            Self::ForeignHost { .. } => StatusCode::MISDIRECTED_REQUEST,
             Self::NoRoute | Self::NoFile { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Busy { .. } | Self::YourShare { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotReady(_) | Self::Stopping { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::StatusSlow => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -102,11 +115,16 @@ impl Problem {
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::BodySlow { .. } => "body_slow",
             Self::BodyBroken(_) => "body_broken",
+            Self::NotAuthenticated => "not_authenticated",
+            Self::BadCredentials(_) => "bad_credentials",
+            Self::Forbidden { .. } => "forbidden",
             Self::ForeignOrigin { .. } => "foreign_origin",
+            Self::ForeignHost { .. } => "foreign_host",
             Self::NoRoute => "no_route",
             Self::NoFile { .. } => "no_file",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::Busy { .. } => "busy",
+            Self::YourShare { .. } => "your_share",
             Self::NotReady(_) => "not_ready",
             Self::Stopping { .. } => "stopping",
             Self::StatusSlow => "status_slow",
@@ -127,6 +145,7 @@ impl Problem {
         match self {
             Self::Fault(fault) => fault.retryable(),
             Self::Busy { .. }
+            | Self::YourShare { .. }
             | Self::NotReady(_)
             | Self::Stopping { .. }
             | Self::StatusSlow
@@ -169,6 +188,13 @@ impl IntoResponse for Problem {
         let headers = response.headers_mut();
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            let challenge = match self {
+                Self::BadCredentials(_) => "Bearer realm=\"perennial\", error=\"invalid_token\"",
+                _ => "Bearer realm=\"perennial\"",
+            };
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if matches!(self, Self::Fault(Fault::NotARead { .. })) {
             headers.insert(ALLOW, HeaderValue::from_static("POST"));

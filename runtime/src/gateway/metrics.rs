@@ -42,6 +42,11 @@ struct RouteLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LimitLabel {
     limit: &'static str,
 }
@@ -52,9 +57,11 @@ pub(super) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     latency: Family<RouteLabel, Histogram>,
     refused: Family<LimitLabel, Counter>,
+    denied: Family<ReasonLabel, Counter>,
     calls_in_flight: Gauge,
     streams_open: Gauge,
     connections_open: Gauge,
+    body_bytes_in_flight: Gauge,
 }
 
 impl Metrics {
@@ -64,9 +71,11 @@ impl Metrics {
             requests: Family::default(),
             latency: Family::new_with_constructor(latency_histogram as fn() -> Histogram),
             refused: Family::default(),
+            denied: Family::default(),
             calls_in_flight: Gauge::default(),
             streams_open: Gauge::default(),
             connections_open: Gauge::default(),
+            body_bytes_in_flight: Gauge::default(),
         };
         let registry = metrics.registry.sub_registry_with_prefix("perennial_gateway");
         registry.register(
@@ -81,14 +90,24 @@ impl Metrics {
             metrics.latency.clone(),
         );
         registry.register("refused", "Requests and connections refused at a limit", metrics.refused.clone());
+        registry.register("denied", "Requests refused because of who sent them", metrics.denied.clone());
         registry.register("calls_in_flight", "Calls in flight", metrics.calls_in_flight.clone());
         registry.register("streams_open", "Open event streams", metrics.streams_open.clone());
         registry.register("connections_open", "Open connections", metrics.connections_open.clone());
+        registry.register(
+            "body_bytes_in_flight",
+            "Bytes of request bodies in memory",
+            metrics.body_bytes_in_flight.clone(),
+        );
         metrics
     }
 
-    pub(super) fn refused(&self, limit: &'static str) {
-        self.refused.get_or_create(&LimitLabel { limit }).inc();
+    pub(super) fn refused(&self, limit: Limit) {
+        self.refused.get_or_create(&LimitLabel { limit: limit.name() }).inc();
+    }
+
+    pub(super) fn denied(&self, reason: &'static str) {
+        self.denied.get_or_create(&ReasonLabel { reason }).inc();
     }
 }
 
@@ -168,12 +187,13 @@ fn class(status: StatusCode) -> &'static str {
 /// `GET /metrics`: the node's metrics, then the gateway's, as OpenMetrics text.
 pub(super) async fn page(State(gate): State<Arc<Gate>>) -> Result<Response, Problem> {
     let metrics = &gate.metrics;
-    for (gauge, limit) in [
-        (&metrics.calls_in_flight, Limit::Calls),
-        (&metrics.streams_open, Limit::Streams),
-        (&metrics.connections_open, Limit::Connections),
+    for (gauge, quota) in [
+        (&metrics.calls_in_flight, &gate.calls),
+        (&metrics.streams_open, &gate.streams),
+        (&metrics.connections_open, &gate.connections),
+        (&metrics.body_bytes_in_flight, &gate.bodies),
     ] {
-        gauge.set(gate.taken(limit) as i64);
+        gauge.set(quota.taken() as i64);
     }
     let text = encode(&gate).map_err(|error| {
         tracing::error!(node = %gate.backend.node(), %error, "metrics cannot be encoded");

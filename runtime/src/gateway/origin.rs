@@ -4,12 +4,17 @@
 //! may write, and read answers, only if it comes from the gateway's own host name (any port: that of
 //! another node's gateway; the loopback names count as one) or from an origin the operator allows.
 //! Requests without `Origin` (programs, the address bar) are not concerned.
+//!
+//! A page can also make its own name point to this machine (DNS rebinding), and then is of the gateway's own
+//! host name. A port that is open to everybody on loopback therefore answers only to names that cannot be
+//! pointed elsewhere: those of loopback, addresses, and the hosts of allowed origins.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -17,7 +22,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::Gate;
 use super::errors::Problem;
-use super::routes::{IDEMPOTENCY_KEY, LAST_EVENT_ID, NODE, PARTITION, RETRIES, TIMEOUT_MS};
+use super::routes::{IDEMPOTENCY_KEY, LAST_EVENT_ID, NODE, PARTITION, RETRIES, TIMEOUT_MS, single};
 
 /// How long a browser may remember that it may call.
 const PREFLIGHT_AGE_MAX: Duration = Duration::from_secs(600);
@@ -32,9 +37,37 @@ pub(super) fn cors(gate: &Arc<Gate>) -> CorsLayer {
             allowed(&gate.config.origins_allowed, origin, &request.headers)
         }))
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([CONTENT_TYPE, IDEMPOTENCY_KEY, LAST_EVENT_ID, TIMEOUT_MS])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE, IDEMPOTENCY_KEY, LAST_EVENT_ID, TIMEOUT_MS])
         .expose_headers([NODE, PARTITION, RETRIES, RETRY_AFTER])
         .max_age(PREFLIGHT_AGE_MAX)
+}
+
+/// Refuses requests for a host name that anybody may have pointed here. Health checks may use any.
+pub(super) async fn known_host(
+    State(gate): State<Arc<Gate>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let asked = single(request.headers(), &HOST, "Host")?.map(HeaderValue::as_bytes).unwrap_or_default();
+    let asked = String::from_utf8_lossy(asked);
+    let health = matches!(request.uri().path(), "/livez" | "/readyz");
+    if health || asked.is_empty() || is_known(&gate.config.origins_allowed, &asked) {
+        return Ok(next.run(request).await);
+    }
+    Err(Problem::ForeignHost { host: asked.into_owned() })
+}
+
+fn is_known(listed: &[String], asked: &str) -> bool {
+    let Some(asked) = asked.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_ascii_lowercase))
+    else {
+        return false;
+    };
+    let address = asked.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok();
+    let listed = || listed.iter().filter_map(|origin| origin.parse::<Uri>().ok());
+    address
+        || loopback(&asked)
+        || asked.ends_with(".localhost")
+        || listed().any(|known| known.host().is_some_and(|known| known.eq_ignore_ascii_case(&asked)))
 }
 
 /// Refuses writes that a foreign page makes its visitor's browser send. (Reads need no refusal: the
@@ -45,7 +78,8 @@ pub(super) async fn guard(
     next: Next,
 ) -> Result<Response, Problem> {
     let headers = request.headers();
-    if let Some(origin) = headers.get(ORIGIN).filter(|_| !request.method().is_safe()) {
+    single(headers, &HOST, "Host")?;
+    if let Some(origin) = single(headers, &ORIGIN, "Origin")?.filter(|_| !request.method().is_safe()) {
         let same = headers.get(SEC_FETCH_SITE).is_some_and(|site| site == "same-origin");
         if !same && !allowed(&gate.config.origins_allowed, origin, headers) {
             return Err(Problem::ForeignOrigin {

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use super::errors::Problem;
 use super::routes::path_values;
-use super::{Gate, GatewayError};
+use super::{Gate, GatewayError, pieces};
 
 /// First path segments that belong to the gateway.
 const RESERVED: [&str; 4] = ["v1", "livez", "readyz", "metrics"];
@@ -83,7 +83,7 @@ fn file(
     let content_type = HeaderValue::from_str(&asset.content_type)
         .unwrap_or_else(|_| HeaderValue::from_static("application/octet-stream"));
     let typed = [(CONTENT_TYPE, content_type), (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))];
-    Ok((caching, typed, asset.bytes.into_owned()).into_response())
+    Ok((caching, typed, pieces::file(asset.bytes)).into_response())
 }
 
 fn known(headers: &HeaderMap, etag: &str) -> bool {

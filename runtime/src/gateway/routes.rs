@@ -4,6 +4,7 @@
 //! answer leaves as the backend gives it. A client that leaves stops its read; its write goes on to
 //! its end, and keeps its permit until then.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use perennial::actor::{Answer, Args};
@@ -23,13 +24,14 @@ use perennial::call::{ActorId, Answered, Outbound};
 use perennial::error::Applied;
 use perennial::{Fault, Format};
 use serde_json::{Value, json};
-use tokio::sync::OwnedSemaphorePermit;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use super::auth::{Caller, ClientAddress, Principal};
 use super::errors::Problem;
+use super::quota::Share;
 use super::{
-    CALL_TIMEOUT_MAX, Gate, GatewayError, IDEMPOTENCY_KEY_BYTES_MAX, Limit, arguments, metrics, origin,
-    pages, sse,
+    AdminConfig, CALL_TIMEOUT_MAX, Gate, GatewayError, IDEMPOTENCY_KEY_BYTES_MAX, Limit, arguments, metrics,
+    origin, pages, pieces, sse,
 };
 use crate::idempotency::keyed_request;
 
@@ -68,30 +70,70 @@ const ANSWER_SLACK: Duration = Duration::from_secs(1);
 /// Bytes of a too large body that are read and thrown away, so that its sender gets to see the answer.
 const BODY_DISCARD_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// All routes with their layers.
-pub(super) fn router(gate: &Arc<Gate>) -> Result<Router, GatewayError> {
-    let router = Router::new()
-        .route("/", get(pages::index))
+/// All routes with their layers. With a policy, what tells of the cluster is at the admin port only.
+pub(super) fn router(gate: &Arc<Gate>, address: SocketAddr) -> Result<Router, GatewayError> {
+    let mut router = Router::new()
         .route("/livez", get(live))
         .route("/readyz", get(ready))
-        .route("/metrics", get(metrics::page))
-        .route("/v1/status", get(status))
-        .route("/v1/kinds", get(pages::kinds))
         .route(EVENTS, get(sse::events))
         .route(CALL, post(write).get(read));
-    Ok(pages::mount(router, gate.backend.app().pages())?
+    if gate.config.policy.is_none() {
+        router = router.route("/", get(pages::index)).merge(telling());
+    }
+    let router = pages::mount(router, gate.backend.app().pages())?
         .fallback(async || Problem::NoRoute)
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(Arc::clone(gate), origin::guard))
-        .layer(origin::cors(gate))
-        .layer(from_fn_with_state(Arc::clone(gate), metrics::observe))
-        .with_state(Arc::clone(gate)))
+        .layer(origin::cors(gate));
+    let open = address.ip().is_loopback() && gate.config.policy.is_none();
+    Ok(observed(router, gate, open))
+}
+
+/// The routes of the admin port. No page may read them from a browser, and nothing here changes anything.
+pub(super) fn admin_router(gate: &Arc<Gate>, admin: &AdminConfig) -> Router {
+    let router = Router::new()
+        .route("/livez", get(live))
+        .route("/readyz", get(ready_or_why))
+        .merge(telling())
+        .fallback(async || Problem::NoRoute)
+        .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
+        .layer(CatchPanicLayer::custom(panicked));
+    observed(router, gate, admin.tls.is_none())
+}
+
+/// What tells of the node and its cluster.
+fn telling() -> Router<Arc<Gate>> {
+    Router::new()
+        .route("/metrics", get(metrics::page))
+        .route("/v1/status", get(status))
+        .route("/v1/kinds", get(pages::kinds))
+}
+
+/// With what every port has. An `open` one is reached by every page of this machine's browsers.
+fn observed(mut router: Router<Arc<Gate>>, gate: &Arc<Gate>, open: bool) -> Router {
+    if open {
+        router = router.layer(from_fn_with_state(Arc::clone(gate), origin::known_host));
+    }
+    router.layer(from_fn_with_state(Arc::clone(gate), metrics::observe)).with_state(Arc::clone(gate))
 }
 
 fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
     // The panic hook has printed the message already.
     Problem::Internal.into_response()
+}
+
+/// The value of a header that may be there once.
+pub(super) fn single<'a>(
+    headers: &'a HeaderMap,
+    header: &HeaderName,
+    name: &'static str,
+) -> Result<Option<&'a HeaderValue>, Problem> {
+    let mut values = headers.get_all(header).iter();
+    match (values.next(), values.next()) {
+        (found, None) => Ok(found),
+        _ => Err(Problem::BadHeader { name, why: "is there twice".to_owned() }),
+    }
 }
 
 /// The values in a path, percent-decoded.
@@ -111,32 +153,34 @@ pub(super) fn query_pairs(uri: &Uri) -> Result<Vec<(String, String)>, Problem> {
 /// `POST /v1/{kind}/{key}/{handler}`: any handler.
 async fn write(
     State(gate): State<Arc<Gate>>,
+    caller: Caller,
     path: Result<Path<(String, String, String)>, PathRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let (kind, key, method) = path_values(path)?;
     let target = ActorId::new(&kind, &key).map_err(Fault::from)?;
+    caller.may(&gate, &kind, &key, &method)?;
     let idempotency_key = idempotency_key(&headers)?;
     let timeout = timeout(&gate, &headers)?;
-    let permit = gate.admit(Limit::Calls)?;
-    let args = arguments::from_body(read_body(&gate, &headers, body).await?)?;
+    let call = gate.admit(&gate.calls, &caller.principal, 1)?;
+    let (body, bytes) = read_body(&gate, &caller.principal, &headers, body).await?;
+    let body = arguments::from_body(body)?;
     let request = match idempotency_key {
-        Some(key) => Some(keyed_request(&target, &method, key, parsed(&args)?)),
+        Some(key) => Some(keyed_request(&target, &method, key, parsed(&body)?)),
         None => None,
     };
-    let args = Args { format: Format::Json, bytes: args };
     let outbound = Outbound {
         target,
         method,
-        args,
+        args: Args { format: Format::Json, bytes: body },
         keyed: request.is_some(),
         request,
         read_only: false,
         path: Vec::new(),
         deadline: Instant::now() + timeout,
     };
-    let call = run(Arc::clone(&gate), outbound, permit);
+    let call = run(Arc::clone(&gate), outbound, (call, Some(bytes)));
     gate.tasks.spawn(call).await.unwrap_or_else(|error| {
         tracing::error!(node = %gate.backend.node(), %error, "a call's task failed");
         Err(Problem::Internal)
@@ -146,15 +190,17 @@ async fn write(
 /// `GET /v1/{kind}/{key}/{handler}`: handlers that read.
 async fn read(
     State(gate): State<Arc<Gate>>,
+    caller: Caller,
     path: Result<Path<(String, String, String)>, PathRejection>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let (kind, key, method) = path_values(path)?;
     let target = ActorId::new(&kind, &key).map_err(Fault::from)?;
+    caller.may(&gate, &kind, &key, &method)?;
     let timeout = timeout(&gate, &headers)?;
     let bytes = arguments::from_query(gate.backend.app().kinds(), &kind, &method, &query_pairs(&uri)?)?;
-    let permit = gate.admit(Limit::Calls)?;
+    let call = gate.admit(&gate.calls, &caller.principal, 1)?;
     let outbound = Outbound {
         target,
         method,
@@ -165,12 +211,16 @@ async fn read(
         path: Vec::new(),
         deadline: Instant::now() + timeout,
     };
-    run(gate, outbound, permit).await
+    run(gate, outbound, (call, None)).await
 }
 
 /// Makes the call and words its answer; ends early when the gateway's grace is over.
-async fn run(gate: Arc<Gate>, outbound: Outbound, permit: OwnedSemaphorePermit) -> Result<Response, Problem> {
-    let _permit = permit;
+/// What it holds of the gateway's limits is given back when its answer is on its way.
+async fn run(
+    gate: Arc<Gate>,
+    outbound: Outbound,
+    shares: (Share, Option<Share>),
+) -> Result<Response, Problem> {
     let (target, method) = (outbound.target.clone(), outbound.method.clone());
     let applied = if outbound.read_only { Applied::No } else { Applied::Unknown };
     let patience = tokio::time::Instant::from_std(outbound.deadline + ANSWER_SLACK);
@@ -181,7 +231,7 @@ async fn run(gate: Arc<Gate>, outbound: Outbound, permit: OwnedSemaphorePermit) 
     };
     let answered =
         answered.unwrap_or_else(|_| Answered::fault(Fault::TimedOut { actor: target.to_string() }));
-    Ok(answer(answered, &target, method))
+    Ok(pieces::holding(answer(answered, &target, method), shares).await)
 }
 
 fn answer(answered: Answered, target: &ActorId, method: String) -> Response {
@@ -204,7 +254,9 @@ fn answer(answered: Answered, target: &ActorId, method: String) -> Response {
 }
 
 fn timeout(gate: &Gate, headers: &HeaderMap) -> Result<Duration, Problem> {
-    let Some(value) = headers.get(TIMEOUT_MS) else { return Ok(gate.config.call_timeout) };
+    let Some(value) = single(headers, &TIMEOUT_MS, "Perennial-Timeout-Ms")? else {
+        return Ok(gate.config.call_timeout);
+    };
     let asked = value.to_str().ok().and_then(|text| text.parse().ok()).map(Duration::from_millis);
     asked.filter(|asked| (Duration::from_millis(1)..=CALL_TIMEOUT_MAX).contains(asked)).ok_or_else(|| {
         Problem::BadHeader {
@@ -215,7 +267,8 @@ fn timeout(gate: &Gate, headers: &HeaderMap) -> Result<Duration, Problem> {
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<&[u8]>, Problem> {
-    let Some(key) = headers.get(IDEMPOTENCY_KEY).map(HeaderValue::as_bytes) else { return Ok(None) };
+    let Some(key) = single(headers, &IDEMPOTENCY_KEY, "Idempotency-Key")? else { return Ok(None) };
+    let key = key.as_bytes();
     let within = (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len());
     if within && key.iter().all(u8::is_ascii_graphic) {
         return Ok(Some(key));
@@ -234,29 +287,49 @@ fn parsed(args: &[u8]) -> Result<Value, Problem> {
     serde_json::from_slice(args).map_err(Problem::BadJson)
 }
 
-async fn read_body(gate: &Gate, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
+/// The body, with the memory it takes from the caller's share.
+async fn read_body(
+    gate: &Gate,
+    caller: &Principal,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Bytes, Share), Problem> {
     let limit = gate.config.body_bytes_max;
     let declared = headers.get(CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
-    if headers.contains_key(EXPECT) && declared.is_some_and(|declared| declared > limit as u64) {
-        return Err(Problem::BodyTooLarge { limit }); // its sender waits for leave to send it
-    }
-    if declared.is_some_and(|declared| declared > (limit + BODY_DISCARD_BYTES_MAX) as u64) {
-        return Err(Problem::BodyTooLarge { limit }); // no need to see how much of it comes
-    }
+    let waits = headers.contains_key(EXPECT) && declared.is_some_and(|declared| declared > limit as u64);
+    // No need to see how much of it comes.
+    let far_too_large = declared.is_some_and(|declared| declared > (limit + BODY_DISCARD_BYTES_MAX) as u64);
     let patience = gate.config.body_read_timeout;
-    tokio::time::timeout(patience, collect(body, limit))
-        .await
-        .unwrap_or(Err(Problem::BodySlow { seconds: patience.as_secs() }))
+    let read = if waits || far_too_large {
+        Err(Problem::BodyTooLarge { limit })
+    } else {
+        tokio::time::timeout(patience, collect(gate, caller, body, limit))
+            .await
+            .unwrap_or(Err(Problem::BodySlow { seconds: patience.as_secs() }))
+    };
+    match read {
+        Err(Problem::BodyTooLarge { .. }) => gate.metrics.refused(Limit::BodyBytes),
+        Err(Problem::BodySlow { .. }) => gate.metrics.refused(Limit::BodyTime),
+        _ => {}
+    }
+    read
 }
 
-async fn collect(body: Body, limit: usize) -> Result<Bytes, Problem> {
+async fn collect(
+    gate: &Gate,
+    caller: &Principal,
+    body: Body,
+    limit: usize,
+) -> Result<(Bytes, Share), Problem> {
     let mut chunks = body.into_data_stream();
+    let mut share = gate.admit(&gate.bodies, caller, 0)?;
     let mut kept = BytesMut::new();
     let mut seen = 0_usize;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(Problem::BodyBroken)?;
         seen = seen.saturating_add(chunk.len());
         if seen <= limit {
+            share.grow(chunk.len()).map_err(|full| gate.full(full))?;
             kept.extend_from_slice(&chunk);
         } else {
             kept = BytesMut::new();
@@ -265,7 +338,7 @@ async fn collect(body: Body, limit: usize) -> Result<Bytes, Problem> {
             }
         }
     }
-    if seen > limit { Err(Problem::BodyTooLarge { limit }) } else { Ok(kept.freeze()) }
+    if seen > limit { Err(Problem::BodyTooLarge { limit }) } else { Ok((kept.freeze(), share)) }
 }
 
 /// `GET /livez`: the process runs.
@@ -275,6 +348,22 @@ async fn live() -> Json<Value> {
 
 /// `GET /readyz`: calls can be served from here.
 async fn ready(State(gate): State<Arc<Gate>>) -> Result<Json<Value>, Problem> {
+    let told = gate.config.policy.is_none();
+    match readiness(&gate) {
+        Err(Problem::NotReady(_)) if !told => {
+            Err(Problem::NotReady("its admin port says what it waits for".to_owned()))
+        }
+        Ok(_) if !told => Ok(Json(json!({ "status": "ready" }))),
+        ready => ready,
+    }
+}
+
+/// `GET /readyz` of the admin port.
+async fn ready_or_why(State(gate): State<Arc<Gate>>) -> Result<Json<Value>, Problem> {
+    readiness(&gate)
+}
+
+fn readiness(gate: &Gate) -> Result<Json<Value>, Problem> {
     if gate.stages.draining.is_cancelled() {
         return Err(Problem::Stopping { applied: Applied::No });
     }
@@ -283,8 +372,11 @@ async fn ready(State(gate): State<Arc<Gate>>) -> Result<Json<Value>, Problem> {
 }
 
 /// `GET /v1/status`: the cluster as this node sees it.
-async fn status(State(gate): State<Arc<Gate>>) -> Result<Response, Problem> {
-    let _permit = gate.admit(Limit::Status)?;
+async fn status(
+    State(gate): State<Arc<Gate>>,
+    Extension(ClientAddress(address)): Extension<ClientAddress>,
+) -> Result<Response, Problem> {
+    let _share = gate.admit(&gate.status, &Principal::at(address), 1)?;
     let status = tokio::time::timeout(gate.config.call_timeout, gate.backend.status())
         .await
         .map_err(|_| Problem::StatusSlow)?;

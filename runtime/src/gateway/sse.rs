@@ -1,8 +1,8 @@
 //! An actor's committed events as Server-Sent Events.
 //!
 //! Owns the translation of positions (`id: INDEX-N`, `Last-Event-ID`, `?from=`) and of events to JSON;
-//! resuming over failovers is the backend's. A stream ends with an `event: fault` item or with the
-//! gateway; browsers then come back by themselves with the last id they saw.
+//! resuming over failovers is the backend's. A stream ends with an `event: fault` item, with the gateway
+//! or with the caller's token; browsers then come back by themselves with the last id they saw.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,12 +17,14 @@ use futures_util::{StreamExt, stream};
 use perennial::Fault;
 use perennial::actor::Kind;
 use perennial::call::{ActorId, EventId, EventItem, EventStream, EventsFrom};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::Gate;
+use super::auth::{Caller, EVENTS_METHOD};
 use super::errors::Problem;
-use super::routes::{LAST_EVENT_ID, path_values, query_pairs};
-use super::{Gate, Limit};
+use super::quota::Share;
+use super::routes::{LAST_EVENT_ID, path_values, query_pairs, single};
 
 /// How long a browser waits before it comes back.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
@@ -30,20 +32,23 @@ const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 /// `GET /v1/{kind}/{key}/events`.
 pub(super) async fn events(
     State(gate): State<Arc<Gate>>,
+    caller: Caller,
     path: Result<Path<(String, String)>, PathRejection>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let (kind, key) = path_values(path)?;
     let actor = ActorId::new(&kind, &key).map_err(Fault::from)?;
+    caller.may(&gate, actor.kind(), actor.key(), EVENTS_METHOD)?;
     let kind = Arc::clone(gate.backend.app().kinds().get(&kind)?);
     let from = start(&uri, &headers)?;
-    let permit = gate.admit(Limit::Streams)?;
+    let share = gate.admit(&gate.streams, &caller.principal, 1)?;
     let following = Following {
         events: gate.backend.subscribe(actor, from),
         kind,
         closing: gate.stages.closing.clone(),
-        _permit: permit,
+        ends: caller.ends,
+        _share: share,
     };
     // Sent at once, so that client and proxies know the stream is open.
     let opening = Event::default().retry(RECONNECT_AFTER).comment("open");
@@ -57,7 +62,7 @@ pub(super) async fn events(
 /// Where to start: a browser that comes back says so in a header and repeats the address it began with.
 fn start(uri: &Uri, headers: &HeaderMap) -> Result<EventsFrom, Problem> {
     let header_problem = |why: String| Problem::BadHeader { name: "Last-Event-ID", why };
-    if let Some(last) = headers.get(LAST_EVENT_ID).filter(|last| !last.is_empty()) {
+    if let Some(last) = single(headers, &LAST_EVENT_ID, "Last-Event-ID")?.filter(|last| !last.is_empty()) {
         let last = last.to_str().map_err(|_| header_problem("is not visible ASCII".to_owned()))?;
         let id: EventId = last.parse().map_err(|why: Fault| header_problem(format!("has a {why}")))?;
         return Ok(EventsFrom::After(id));
@@ -81,14 +86,22 @@ struct Following {
     events: EventStream,
     kind: Arc<dyn Kind>,
     closing: CancellationToken,
-    _permit: OwnedSemaphorePermit,
+    ends: Option<Instant>,
+    _share: Share,
 }
 
 async fn next(following: Option<Following>) -> Option<(Event, Option<Following>)> {
     let mut following = following?;
+    let ended = async {
+        match following.ends {
+            Some(ends) => tokio::time::sleep_until(ends).await,
+            None => std::future::pending().await,
+        }
+    };
     let item = tokio::select! {
         biased;
         () = following.closing.cancelled() => return None,
+        () = ended => return None,
         item = following.events.next() => item?,
     };
     match item.and_then(|item| render(&*following.kind, &item)) {

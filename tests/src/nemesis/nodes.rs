@@ -248,7 +248,7 @@ impl Node {
         // `nsenter` becomes the program: the process id is the node's. Unlike `ip netns exec`, it takes no
         // copy of the mounts with it, which would keep a disk from being unmounted.
         let mut args = vec![format!("--net={}", net.file(at).display()), options.exe.display().to_string()];
-        args.extend(["serve", "--exit-with-stdin", "--http-public"].map(Into::into));
+        args.extend(["serve", "--exit-with-stdin", "--http-insecure"].map(Into::into));
         for (flag, value) in [
             ("--node-id", id.to_string()),
             ("--listen", node_address(at)),
