@@ -33,6 +33,8 @@ const RETRY_MAX: Duration = Duration::from_millis(100);
 /// call is repeated under its own id, so one that only takes long is joined and not run twice. Twice as
 /// long each time, so that a cluster that is merely slow is not asked ever more.
 const SILENCE_MIN: Duration = Duration::from_millis(500);
+/// How long the leader of a partition may take to apply messages that are handed to it.
+const DELIVER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Events on their way to one follower.
 pub const FOLLOWER_EVENTS_MAX: usize = 1024;
 /// How long a member must be out of reach before it counts as lost. Calls to a partition that has lost
@@ -311,9 +313,9 @@ impl Router {
                 learned = routes.learn(partition, term, leader);
             } else if let Some((term, leader)) = routes.hint(partition)
                 && leader == asked
-                && self.me().is_none()
+                && !holds(routes, self.me(), partition)
             {
-                // A client asks the other replicas then. A node has its leaders from the log's own news,
+                // The other replicas are asked then. Who holds one has its leader from the log's own news,
                 // which is not told twice: a leader whose epoch is not open yet must not be forgotten.
                 routes.forget(partition, term);
             }
@@ -324,8 +326,12 @@ impl Router {
         }
     }
 
-    /// A replica that has not declined yet; only clients go from one to the next, as nodes hear of
-    /// leaders from the log.
+    /// Whether this node holds a replica of an actor's partition, and so hears of its leaders from the log.
+    fn hears(&self, actor: &ActorId) -> bool {
+        self.routes().as_ref().is_some_and(|routes| holds(routes, self.me(), routes.partition_of(actor)))
+    }
+
+    /// A replica that has not declined yet; who holds one himself does not go from one to the next.
     fn other_replica(&self, actor: &ActorId, declined: &[MemberId]) -> Option<MemberId> {
         self.routes().as_ref()?.other_replica(actor, declined)
     }
@@ -416,7 +422,7 @@ impl Router {
                         continue;
                     }
                 }
-                Attempt::Declined { by, cut_off } if self.me().is_none() => {
+                Attempt::Declined { by, cut_off } if !self.hears(&call.target) => {
                     let go_on = cut_off.is_some();
                     heard.declined(by, cut_off);
                     if go_on {
@@ -465,28 +471,42 @@ impl Router {
         Fault::Unavailable { what: call.target.to_string(), why }
     }
 
-    /// Hands messages to the leader of their partition.
+    /// Hands messages to the leader of their partition, which a node that holds no replica of it has to ask
+    /// for.
     pub(crate) async fn deliver(&self, delivery: Delivery) -> Result<u64, Fault> {
         let unavailable = |why: &str| Fault::Unavailable {
             what: format!("partition {}", delivery.to),
             why: why.to_owned(),
-        };
-        let leader = {
-            let routes = self.routes();
-            let routes = routes.as_ref().ok_or_else(|| unavailable("no cluster"))?;
-            routes.hint(delivery.to).map(|(_, leader)| leader)
         };
         if let Some(host) = self.hosts.get(delivery.to) {
             let (ack, acked) = oneshot::channel();
             host.tell(HostMessage::Deliver(delivery.clone(), ack));
             return acked.await.unwrap_or_else(|_| Err(unavailable("its leader has changed")));
         }
-        let leader = leader.ok_or_else(|| unavailable("no leader is known"))?;
-        let within = Duration::from_secs(30);
-        match self.ask_member(leader, &Question::Deliver(delivery.clone()), within).await {
-            Ok(Response::Delivered(upto)) => Ok(upto),
-            Ok(_) => Err(unavailable("its leader has changed")),
-            Err(error) => Err(unavailable(&error.to_string())),
+        let target = delivery.items.first().map(|item| item.message.target.clone());
+        let target = target.ok_or_else(|| unavailable("there is nothing to deliver"))?;
+        let mut declined = Vec::new();
+        loop {
+            let member = match self.decide(&target) {
+                Some(Decision::Forward(member) | Decision::Redirect(member)) => {
+                    if declined.contains(&member) {
+                        self.other_replica(&target, &declined)
+                    } else {
+                        Some(member)
+                    }
+                }
+                _ => None,
+            };
+            let member = member.ok_or_else(|| unavailable("no leader is known"))?;
+            match self.ask_member(member, &Question::Deliver(delivery.clone()), DELIVER_TIMEOUT).await {
+                Ok(Response::Delivered(upto)) => return Ok(upto),
+                Ok(Response::NotLeader(hint)) => {
+                    self.redirected(&target, member, hint);
+                    declined.push(member);
+                }
+                Ok(_) => return Err(unavailable("its leader has changed")),
+                Err(error) => return Err(unavailable(&error.to_string())),
+            }
         }
     }
 
@@ -546,6 +566,10 @@ impl Router {
             Decision::NoLeader { .. } => None,
         }
     }
+}
+
+fn holds(routes: &Routes, me: Option<MemberId>, partition: PartitionId) -> bool {
+    me.is_some_and(|me| routes.state().table.replicas_of(partition).contains(&me))
 }
 
 /// What comes out of a source of events.

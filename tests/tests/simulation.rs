@@ -6,7 +6,10 @@ use std::process::{Command, Output};
 const SEEDS: &str = "12";
 
 fn simulate(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_simulate")).args(arguments).output().expect("the simulation can be started")
+    Command::new(env!("CARGO_BIN_EXE_simulate"))
+        .args(arguments)
+        .output()
+        .expect("the simulation can be started")
 }
 
 fn ends_well(arguments: &[&str]) -> String {

@@ -122,6 +122,7 @@ impl Host {
             }
             // Nothing new was applied: the receiver has just changed, or cannot be reached.
             Ok(_) | Err(_) => {
+                tracing::debug!(partition = %self.partition, %to, acked = line.acked, ?upto, "messages are not applied yet");
                 line.failures += 1;
                 let pause = RETRY_MIN.saturating_mul(1 << line.failures.min(10)).min(RETRY_MAX);
                 let mailbox = self.mailbox.clone();

@@ -191,7 +191,9 @@ impl Service for NodeService {
             }
             Question::Deliver(delivery) => {
                 let Some(host) = inner.hosts.get(delivery.to) else {
-                    return reply.send(encode(&Response::NotLeader(None)));
+                    let hint =
+                        delivery.items.first().and_then(|item| inner.router.hint(&item.message.target));
+                    return reply.send(encode(&Response::NotLeader(hint)));
                 };
                 let (ack, acked) = oneshot::channel();
                 host.tell(HostMessage::Deliver(delivery, ack));

@@ -57,11 +57,17 @@ struct Content {
     rows: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Changes of rows since then, in order.
     journal: Vec<Vec<Change>>,
-    /// A flush failed since the machine's start.
-    flush_failed: bool,
-    /// Writes after a failed flush: there must be none.
+    /// Whose flush failed since the machine's start.
+    failed: Option<Store>,
+    /// Writes to a store after its flush failed: there must be none.
     writes_after_failure: u64,
     flushes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Store {
+    Log,
+    Rows,
 }
 
 #[derive(Default)]
@@ -103,7 +109,7 @@ impl Disk {
             files: BTreeMap::new(),
             rows: BTreeMap::new(),
             journal: Vec::new(),
-            flush_failed: false,
+            failed: None,
             writes_after_failure: 0,
             flushes: 0,
         }))))
@@ -130,7 +136,7 @@ impl Disk {
         self.lock().flushes
     }
 
-    /// Writes that came after a failed flush, of all starts: a replica must make none.
+    /// Writes to a store whose flush had failed, of all starts: a replica must make none.
     #[must_use]
     pub fn writes_after_failure(&self) -> u64 {
         self.lock().writes_after_failure
@@ -144,7 +150,7 @@ impl Disk {
         let (dir, start, rows) = {
             let mut content = self.lock();
             content.start += 1;
-            content.flush_failed = false;
+            content.failed = None;
             let mut rows = content.rows.clone();
             content.journal.iter().flatten().cloned().for_each(|change| apply(&mut rows, change));
             (content.dir.join("log"), content.start, rows)
@@ -238,7 +244,7 @@ impl Content {
     /// nothing does any more, and nobody is told: raft-engine panics when a flush fails, and flushes once
     /// more when it is dropped.
     fn takes(&mut self, start: u64) -> io::Result<bool> {
-        if start != self.start || self.flush_failed {
+        if start != self.start || self.failed.is_some() {
             return Ok(false);
         }
         match self.fault {
@@ -248,13 +254,13 @@ impl Content {
     }
 
     /// Whether a flush of a node of this start is carried out.
-    fn flush(&mut self, start: u64) -> io::Result<bool> {
-        if start != self.start || self.flush_failed {
+    fn flush(&mut self, start: u64, store: Store) -> io::Result<bool> {
+        if start != self.start || self.failed.is_some() {
             return Ok(false);
         }
         match self.fault {
             DiskFault::Flush => {
-                self.flush_failed = true;
+                self.failed = Some(store);
                 Err(io::Error::other("the disk cannot flush"))
             }
             DiskFault::Lies => Ok(false),
@@ -336,7 +342,7 @@ impl OpenFile {
     /// Changes the file and remembers how to undo it. `after` is `None` for a change of the length alone.
     fn change(&self, offset: u64, after: &[u8], length: Option<u64>) -> io::Result<()> {
         let mut content = self.disk.lock();
-        if length.is_none() && content.flush_failed && self.start == content.start {
+        if length.is_none() && content.failed == Some(Store::Log) && self.start == content.start {
             content.writes_after_failure += 1;
         }
         if !content.takes(self.start)? {
@@ -366,7 +372,7 @@ impl Handle for OpenFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut content = self.disk.lock();
-        if content.flush(self.start)? {
+        if content.flush(self.start, Store::Log)? {
             content.files.remove(&self.path);
         }
         Ok(())
@@ -435,7 +441,7 @@ struct DiskRows {
 impl DiskRows {
     fn commit(&self, changes: Vec<Change>) -> Result<(), RowError> {
         let mut content = self.disk.lock();
-        if content.flush_failed && self.start == content.start {
+        if content.failed == Some(Store::Rows) && self.start == content.start {
             content.writes_after_failure += 1;
         }
         if content.takes(self.start).map_err(fjall::Error::Io)? {
@@ -465,7 +471,7 @@ impl RowStore for DiskRows {
     }
     fn sync(&self) -> Result<(), RowError> {
         let mut content = self.disk.lock();
-        if content.flush(self.start).map_err(fjall::Error::Io)? {
+        if content.flush(self.start, Store::Rows).map_err(fjall::Error::Io)? {
             let journal = std::mem::take(&mut content.journal);
             journal.into_iter().flatten().for_each(|change| apply(&mut content.rows, change));
         }

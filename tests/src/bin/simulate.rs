@@ -38,6 +38,9 @@ struct Args {
     /// Plants a mistake on purpose and ends well once a seed has found it.
     #[arg(long, value_enum)]
     control: Option<Control>,
+    /// With --seed: what the nodes log, such as perennial=debug, among the lines of the trace.
+    #[arg(long, requires = "seed")]
+    log: Option<String>,
     /// With --seed: prints the result only, as JSON.
     #[arg(long, requires = "seed")]
     json: bool,
@@ -66,6 +69,9 @@ fn one(args: &Args, seed: u64) -> ExitCode {
         std::process::abort();
     });
     perennial_entropy::seed(seed);
+    if let Some(filter) = &args.log {
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stdout).init();
+    }
     let options = Options { seed, faults_ms: args.faults_ms, loud: !args.json, control: args.control };
     let report = match run(&options, dir.path()) {
         Ok(report) => report,
