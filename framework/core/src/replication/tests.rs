@@ -1,5 +1,7 @@
 //! Behaviour of three drivers, and what each fence prevents.
 
+use bytes::Bytes;
+
 use super::group::Fence;
 use super::testing::*;
 use super::*;
@@ -582,4 +584,41 @@ impl Storm {
 fn storms_lose_nothing_and_pass() {
     let acknowledged: usize = (0..STORMS).map(Storm::rage).sum();
     assert!(acknowledged as u64 > STORMS * 10, "storms leave room for work: {acknowledged} records");
+}
+
+#[test]
+fn forged_positions_are_dropped() {
+    let mut net = Net::three(1);
+    let (leader, term) = net.elect();
+    let follower = [M1, M2, M3].into_iter().find(|m| *m != leader).unwrap();
+    let append = |index: u64, log_term: u64| RaftMessage {
+        kind: MessageKind::Append,
+        term,
+        log_term: Term(log_term),
+        index: LogIndex(index),
+        commit: LogIndex(index),
+        commit_term: Term(0),
+        reject: false,
+        reject_hint: LogIndex(0),
+        request_snapshot: LogIndex(0),
+        priority: 0,
+        context: Bytes::new(),
+        entries: Vec::new(),
+        snapshot: None,
+    };
+    let answer = RaftMessage { kind: MessageKind::AppendResponse, ..append(200, term.0) };
+    for (to, from, message) in [
+        // raft-rs takes term 0 for that of an entry it does not have, and would commit up to it
+        (follower, leader, append(200, 0)),
+        (follower, leader, RaftMessage { term: Term(u64::MAX), ..append(0, 0) }),
+        (follower, leader, append(u64::MAX, term.0)),
+        (leader, follower, RaftMessage { reject: true, ..answer.clone() }),
+        (leader, follower, answer),
+    ] {
+        let dropped = net.node(to).driver.step(from, G, message.clone());
+        assert_eq!(dropped, Err(Dropped::Implausible), "{message:?}");
+    }
+    net.propose(leader, term, 0, 1);
+    net.tick(5);
+    assert!([M1, M2, M3].iter().all(|m| net.records(*m) == 1));
 }
