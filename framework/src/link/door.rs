@@ -190,7 +190,8 @@ mod tests {
     use super::*;
     use crate::link::tls::Ca;
     use crate::link::{
-        ClientLink, ClusterTransport, Facts, Handlers, LinkConfig, LinkError, Responder, Service, StreamSink,
+        ClientLink, ClusterTransport, DialError, Facts, Handlers, LinkConfig, LinkError, Responder, Service,
+        StreamSink, Transport, dial,
     };
 
     struct Echo;
@@ -324,5 +325,29 @@ mod tests {
         };
         assert_eq!(busy, Refusal::Busy);
         drop(first);
+    }
+
+    #[tokio::test]
+    async fn one_client_does_not_take_all_places_nor_clients_those_of_nodes() {
+        let ca = Ca::generate().unwrap();
+        let config =
+            LinkConfig { connections_max: 2, connections_per_client_max: 1, ..LinkConfig::default() };
+        let (node, address) = node(&ca, config).await;
+        let client = |name: &str| Tls::new(&ca.issue_client(name).unwrap()).unwrap();
+        let (text, ours) = (address.to_string(), LinkConfig::default());
+        let connect = async |tls: &Tls| ClientLink::connect(&text, None, tls, None, 1, &ours).await;
+        let greedy = client("greedy");
+        let _held = connect(&greedy).await.unwrap();
+        let refused = connect(&greedy).await.unwrap_err();
+        assert!(matches!(&refused, DialError::TurnedAway { refusal: Refusal::Busy, .. }), "{refused:?}");
+        let _other = connect(&client("other")).await.unwrap();
+        let refused = connect(&client("third")).await.unwrap_err();
+        assert!(matches!(&refused, DialError::TurnedAway { refusal: Refusal::Busy, .. }), "{refused:?}");
+        let b = NodeId::new("b").unwrap();
+        let tls = Tls::new(&ca.issue_node(&b, &[]).unwrap()).unwrap();
+        let hello = Hello::of_node(DoorLane::Raft, Facts { node: b, ..All.facts() });
+        dial::dial(&tls, &ours, &text, None, &hello).await.unwrap();
+        let busy = node.closed().into_iter().find(|(reason, _)| *reason == Closed::Busy);
+        assert_eq!(busy, Some((Closed::Busy, 2)));
     }
 }
