@@ -1,6 +1,7 @@
 //! What an application's types make of bytes: arguments, schemas, states, names.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use perennial_core::id::{ActorId, NodeId};
 use serde_json::json;
 
 use super::survives;
-use crate::actor::{Actor, Args, Format, KindOf};
+use crate::actor::{Actor, Args, Format, Kind, KindOf};
 use crate::call::EventId;
 use crate::schema::{Schema, SchemaError};
 use crate::{actor, data};
@@ -170,7 +171,8 @@ pub(super) fn args_seeds() -> Vec<Vec<u8>> {
 pub(super) fn schemas(bytes: &[u8]) {
     let Some((len, rest)) = bytes.split_first_chunk::<2>() else { return };
     let (schema, state) = rest.split_at(usize::from(u16::from_le_bytes(*len)).min(rest.len()));
-    let own = KindOf::<Taker>::shared();
+    static OWN: LazyLock<Arc<dyn Kind>> = LazyLock::new(KindOf::<Taker>::shared);
+    let own = &*OWN;
     let _ = own.decode(state);
     let Ok(schema) = Schema::decode(schema) else { return };
     survives(&schema);

@@ -70,7 +70,7 @@ impl Collector for NodeCollector {
                 ),
                 (
                     "perennial_raft_messages_dropped",
-                    "Raft messages dropped, full queue",
+                    "Raft messages dropped: full queue, or not readable",
                     of(&replica.messages_dropped),
                 ),
                 ("perennial_snapshots_sent", "Snapshots sent", of(&replica.snapshots_sent)),
