@@ -10,7 +10,6 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::Inner;
-use crate::link::Transport;
 
 /// Registers the node's metrics.
 pub(super) fn register(inner: &Arc<Inner>) {

@@ -1,14 +1,11 @@
 //! What fuzzing needs of the replica's insides.
 
+use bytes::Bytes;
 use perennial_core::id::{GroupId, LogIndex, MemberId, Term};
 use perennial_core::replication::{Install, MessageKind, Outgoing, RaftMessage, SnapshotMeta};
-use std::sync::Mutex;
 
-use bytes::Bytes;
-
-use super::handle::{BulkRefused, Outbound};
 use super::rows::{MemoryRows, RowStore};
-use super::snapshot::{Chunk, SendJob, Staging, install, stage_rows, stream};
+use super::snapshot::{Chunk, SendJob, Staging, chunks, install, stage_rows};
 
 const GROUP: GroupId = GroupId::SYSTEM;
 
@@ -43,19 +40,6 @@ pub(crate) fn stage(mut bytes: &[u8]) {
     }
 }
 
-#[derive(Default)]
-struct Chunks(Mutex<Vec<u8>>);
-
-impl Outbound for Chunks {
-    fn raft(&self, _: MemberId, _: Bytes) {}
-    fn bulk(&self, _: MemberId, chunk: Bytes) -> Result<(), BulkRefused> {
-        let mut all = crate::link::lock(&self.0);
-        all.extend((chunk.len() as u16).to_le_bytes());
-        all.extend(&chunk);
-        Ok(())
-    }
-}
-
 pub(crate) fn chunk_seeds() -> Vec<Vec<u8>> {
     let snapshot = SnapshotMeta { index: LogIndex(9), term: Term(2), voters: [1, 2].map(MemberId).into() };
     let position = LogIndex(0);
@@ -79,7 +63,11 @@ pub(crate) fn chunk_seeds() -> Vec<Vec<u8>> {
     store.write(vec![(GROUP, (1..5).map(put).collect())]).expect("memory takes rows");
     let snapshot = Outgoing { to: MemberId(2), group: GROUP, message };
     let job = SendJob { snapshot, rows: store.range(GROUP, b"", None), machine: b"machine".to_vec() };
-    let lane = Chunks::default();
-    assert!(stream(job, &lane, || false), "every chunk is taken");
-    vec![lane.0.into_inner().expect("nobody panicked")]
+    let mut all = Vec::new();
+    for chunk in chunks(job).expect("a snapshot has its position") {
+        let chunk = chunk.expect("memory gives its rows");
+        all.extend((chunk.len() as u16).to_le_bytes());
+        all.extend(&chunk);
+    }
+    vec![all]
 }

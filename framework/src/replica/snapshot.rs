@@ -130,7 +130,7 @@ pub(crate) struct SendJob {
 }
 
 /// The chunks of a snapshot, made one by one; `None` for a message without one.
-fn chunks(job: SendJob) -> Option<impl Iterator<Item = Result<Bytes, RowError>>> {
+pub(super) fn chunks(job: SendJob) -> Option<impl Iterator<Item = Result<Bytes, RowError>>> {
     let SendJob { snapshot: Outgoing { group, message, .. }, rows, machine } = job;
     let (index, term) = message.snapshot.as_ref().map(|meta| (meta.index, meta.term))?;
     let mut rows = rows.peekable();

@@ -265,7 +265,8 @@ impl Group {
             | MessageKind::RequestPreVoteResponse
             | MessageKind::TimeoutNow => true,
         };
-        let known = (1..=POSITION_MAX).contains(&m.term.0) && m.index.0 <= POSITION_MAX;
+        // All campaign with priority 0; another one would have raft-rs refuse a vote in term 0, and panic.
+        let known = (1..=POSITION_MAX).contains(&m.term.0) && m.index.0 <= POSITION_MAX && m.priority == 0;
         if sound && known { Ok(()) } else { Err(Dropped::Implausible) }
     }
 

@@ -614,6 +614,7 @@ fn forged_positions_are_dropped() {
         (follower, leader, append(u64::MAX, term.0)),
         (leader, follower, RaftMessage { reject: true, ..answer.clone() }),
         (leader, follower, answer),
+        (leader, follower, RaftMessage { kind: MessageKind::RequestPreVote, priority: -1, ..append(0, 0) }),
     ] {
         let dropped = net.node(to).driver.step(from, G, message.clone());
         assert_eq!(dropped, Err(Dropped::Implausible), "{message:?}");
