@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use super::{MEMORY_BASE, TARGETS, Target};
 
-/// Mutations of each input of the corpus.
+/// Mutations of each input of the corpus, unless the variable [`MORE`] has another number.
 const MUTATIONS: usize = 100;
+/// A long run without cargo-fuzz: `PERENNIAL_MUTATIONS=100000 cargo test -p perennial fuzz::`.
+const MORE: &str = "PERENNIAL_MUTATIONS";
 /// Set to write the seeds into the corpus instead of comparing them.
 const WRITE: &str = "PERENNIAL_WRITE_SEEDS";
 
@@ -80,13 +82,14 @@ fn mutate(random: &mut Random, input: &mut Vec<u8>, other: &[u8]) {
 
 #[test]
 fn no_decoder_panics_or_asks_for_much_memory() {
+    let mutations = std::env::var(MORE).map_or(MUTATIONS, |number| number.parse().unwrap());
     for target in TARGETS {
         let corpus = corpus(target);
         let mut random = Random(7);
         for input in &corpus {
             check(target, input);
             let mut mutant = input.clone();
-            for n in 0..MUTATIONS {
+            for n in 0..mutations {
                 if n % 8 == 0 {
                     mutant.clone_from(input);
                 }
@@ -108,7 +111,6 @@ fn a_frame_full_of_the_smallest_things_costs_a_bounded_multiple() {
     // One byte repeated is, for a postcard decoder, a list of as many of the smallest things as fit.
     const FRAME: usize = 1 << 20;
     for target in TARGETS.iter().filter(|target| target.name != "raft_steps") {
-        eprintln!("{}", target.name);
         for start in 0..8u8 {
             for fill in [0u8, 1, 2, 3] {
                 let mut input = vec![1, start, 0xff, 0xff, 0x3f];
