@@ -4,13 +4,18 @@
 //! answer encoded in the caller's format, and leaves its effects in the [`Ctx`].
 
 use std::any::Any;
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use foldhash::fast::FixedState;
 use perennial_core::id::ActorId;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::arguments::Arguments;
@@ -18,7 +23,7 @@ use crate::call::ActorHandle;
 use crate::ctx::{Ctx, Effects, TurnEnv};
 use crate::data::Data;
 use crate::error::{CallError, Fault, Reply};
-use crate::schema::{Type, Types};
+use crate::schema::{Schema, Type, Types};
 
 /// How arguments and answers are encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +80,37 @@ impl Method {
     }
 }
 
+impl Method {
+    /// The schema to decode arguments by, if postcard alone could be made to nest without end or to run
+    /// for ever by a few bytes; see [`Schema::is_explosive`].
+    fn guard(&'static self) -> Option<Rc<Schema>> {
+        thread_local! {
+            /// By the address of the method, since they are static.
+            static GUARDS: RefCell<HashMap<usize, Option<Rc<Schema>>, FixedState>> = RefCell::default();
+        }
+        if self.params.is_empty() {
+            return None;
+        }
+        let guard = || {
+            let mut types = Types::default();
+            let root = Type::Tuple(self.params.iter().map(|param| (param.schema)(&mut types)).collect());
+            let schema = Schema { root, types };
+            schema.is_explosive().then(|| Rc::new(schema))
+        };
+        let address = std::ptr::from_ref(self) as usize;
+        GUARDS.with_borrow_mut(|guards| guards.entry(address).or_insert_with(guard).clone())
+    }
+}
+
+/// Decodes postcard bytes of which none may be left.
+fn plain<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, rest)) => Err(format!("{} bytes too many", rest.len())),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// Encoded arguments of a call.
 #[derive(Debug, Clone)]
 pub struct Args {
@@ -89,13 +125,18 @@ impl Args {
     ///
     /// # Errors
     /// [`Fault::BadArguments`] that says what the handler takes.
-    pub fn decode<T: Arguments>(&self, kind: &str, method: &Method) -> Result<T, Fault> {
+    pub fn decode<T: Arguments>(&self, kind: &str, method: &'static Method) -> Result<T, Fault> {
         let problem = match self.format {
-            Format::Postcard => match postcard::take_from_bytes::<T>(&self.bytes) {
-                Ok((args, [])) => return Ok(args),
-                Ok((_, rest)) => format!("{} bytes too many", rest.len()),
-                Err(error) => error.to_string(),
-            },
+            Format::Postcard => {
+                let read = match method.guard() {
+                    None => plain::<T>(&self.bytes),
+                    Some(schema) => schema.read(&self.bytes).map_err(|error| error.to_string()),
+                };
+                match read {
+                    Ok(args) => return Ok(args),
+                    Err(problem) => problem,
+                }
+            }
             Format::Json => {
                 let text: &[u8] = if self.bytes.is_empty() { b"{}" } else { &self.bytes };
                 let mut json = serde_json::Deserializer::from_slice(text);
@@ -232,11 +273,16 @@ pub trait Kind: Send + Sync {
     /// # Errors
     /// What the decoder said.
     fn decode(&self, bytes: &[u8]) -> Result<Box<dyn State>, String>;
+    /// Whether an encoded state can be read back: one that nests too deeply must not be kept.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn check(&self, encoded: &[u8]) -> Result<(), String>;
     /// Decodes a state that was written with another schema, by field name.
     ///
     /// # Errors
     /// What does not fit.
-    fn upgrade(&self, bytes: &[u8], written_with: &crate::schema::Schema) -> Result<Box<dyn State>, String>;
+    fn upgrade(&self, bytes: &[u8], written_with: &Schema) -> Result<Box<dyn State>, String>;
     /// Renders an event, given as postcard, as JSON.
     ///
     /// # Errors
@@ -268,15 +314,17 @@ pub trait State: Send + Sync + 'static {
 /// The erased form of `A`.
 pub(crate) struct KindOf<A> {
     fingerprint: u64,
+    /// The state's schema, to decode by if values may nest without end; see [`Schema::is_explosive`].
+    guard: Option<Schema>,
     actor: std::marker::PhantomData<fn() -> A>,
 }
 
 impl<A: Actor> KindOf<A> {
     pub(crate) fn shared() -> Arc<dyn Kind> {
-        let mut types = Types::default();
-        let root = A::schema(&mut types);
-        let fingerprint = crate::schema::Schema { root, types }.fingerprint();
-        Arc::new(Self { fingerprint, actor: std::marker::PhantomData })
+        let schema = Schema::of::<A>();
+        let fingerprint = schema.fingerprint();
+        let guard = schema.is_explosive().then_some(schema);
+        Arc::new(Self { fingerprint, guard, actor: std::marker::PhantomData })
     }
 }
 
@@ -302,13 +350,18 @@ impl<A: Actor> Kind for KindOf<A> {
         Box::new(StateOf::new(A::default()))
     }
     fn decode(&self, bytes: &[u8]) -> Result<Box<dyn State>, String> {
-        caught("when decoded", || match postcard::take_from_bytes::<A>(bytes) {
-            Ok((state, [])) => Ok(Box::new(StateOf::new(state)) as Box<dyn State>),
-            Ok((_, rest)) => Err(format!("{} bytes too many", rest.len())),
-            Err(error) => Err(error.to_string()),
+        caught("when decoded", || {
+            let state: A = match &self.guard {
+                None => plain(bytes)?,
+                Some(schema) => schema.read(bytes).map_err(|e| e.to_string())?,
+            };
+            Ok(Box::new(StateOf::new(state)) as Box<dyn State>)
         })
     }
-    fn upgrade(&self, bytes: &[u8], written_with: &crate::schema::Schema) -> Result<Box<dyn State>, String> {
+    fn check(&self, encoded: &[u8]) -> Result<(), String> {
+        self.guard.as_ref().map_or(Ok(()), |schema| schema.check(encoded).map_err(|e| e.to_string()))
+    }
+    fn upgrade(&self, bytes: &[u8], written_with: &Schema) -> Result<Box<dyn State>, String> {
         caught("when decoded", || {
             let state = A::upgrade(bytes, written_with).map_err(|e| e.to_string())?;
             Ok(Box::new(StateOf::new(state)) as Box<dyn State>)

@@ -75,6 +75,9 @@ mod clock;
 pub mod ctx;
 pub mod data;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod host;
 pub mod limits;
 pub mod link;

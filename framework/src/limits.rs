@@ -4,12 +4,13 @@
 //! gives. Limits of the gateway are in the runtime, those of links in [`crate::link::LinkConfig`].
 
 pub use perennial_core::id::{KEY_BYTES_MAX, KIND_BYTES_MAX, NODE_ID_BYTES_MAX};
-pub use perennial_core::partition::dedup::SESSION_SILENCE_MS_MAX;
+pub use perennial_core::partition::dedup::{KEPT_BYTES_MAX, SESSION_KEPT_BYTES_MAX, SESSION_SILENCE_MS_MAX};
 pub use perennial_core::partition::record::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
 
 pub use crate::call::CALL_TIMEOUT_DEFAULT;
 pub use crate::ctx::REMINDER_NAME_BYTES_MAX;
 pub use crate::host::events::{EVENTS_KEPT_MIN, FOLLOWERS_MAX};
+pub use crate::host::newcomers::{ACTIVATIONS_MAX, NEW_ACTORS_BURST_MAX, NEW_ACTORS_PER_SECOND_MAX};
 pub use crate::host::sweep::IDLE_MS_MAX;
 pub use crate::host::turns::{
     KEYED_REPLY_KEEP_MS, NESTED_REPLY_KEEP_MS, OUTBOX_MESSAGES_MAX, UNATTENDED_RETRY_MAX,

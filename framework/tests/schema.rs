@@ -559,3 +559,65 @@ fn nesting_and_lengths_are_limited() {
     }
     assert!(Schema::of::<String>().to_json(&huge).is_err());
 }
+
+#[test]
+fn a_stored_schema_that_nests_too_deeply_is_refused() {
+    let option = |depth: usize| {
+        let mut bytes = vec![9; depth];
+        bytes.extend([0, 0]);
+        Schema::decode(&bytes)
+    };
+    assert!(option(DEPTH_MAX).is_ok());
+    assert!(matches!(option(DEPTH_MAX + 1), Err(SchemaError::Bytes(_))));
+    assert!(option(1 << 20).is_err());
+    let mut trailing = postcard::to_stdvec(&Schema::of::<u8>()).unwrap();
+    trailing.push(0);
+    assert_eq!(Schema::decode(&trailing), Err(SchemaError::BytesLeft(1)));
+}
+
+#[test]
+fn a_schema_cannot_ask_for_more_values_than_the_bytes_pay_for() {
+    // Each type holds the next one twice, and the last holds nothing: no bytes, 2^40 values.
+    let mut schema = Schema { root: Type::Named("0".to_owned()), types: Default::default() };
+    for n in 0..40 {
+        let next = Type::Named((n + 1).to_string());
+        schema.types.by_name.insert(n.to_string(), Shape::Tuple(vec![next.clone(), next]));
+    }
+    schema.types.by_name.insert("40".to_owned(), Shape::Unit);
+    assert_eq!(innermost(schema.check(&[]).unwrap_err()), SchemaError::TooMany);
+    assert_eq!(innermost(schema.to_json(&[]).unwrap_err()), SchemaError::TooMany);
+    let _ = schema.fingerprint();
+    // Two bytes for each of 4095 empty values.
+    let units = Schema::of::<Vec<Vec<()>>>();
+    let bytes = [&[0xe8, 0x07][..], &[0xff, 0x1f].repeat(1000)].concat();
+    assert_eq!(innermost(units.check(&bytes).unwrap_err()), SchemaError::TooMany);
+    assert!(units.check(&[2, 3, 3]).is_ok());
+}
+
+#[test]
+fn a_long_chain_of_named_types_has_a_fingerprint() {
+    let mut schema = Schema { root: Type::Named("0".to_owned()), types: Default::default() };
+    for n in 0..10_000 {
+        let next = Type::Option(Box::new(Type::Named((n + 1).to_string())));
+        schema.types.by_name.insert(n.to_string(), Shape::Newtype(next));
+    }
+    let _ = schema.fingerprint();
+    assert!(schema.check(&[1; 200]).is_err());
+}
+
+fn innermost(error: SchemaError) -> SchemaError {
+    match error {
+        SchemaError::Within { source, .. } => innermost(*source),
+        error => error,
+    }
+}
+
+#[test]
+fn types_that_few_bytes_can_blow_up_are_known() {
+    assert!(Schema::of::<Tree>().is_explosive());
+    assert!(Schema::of::<Vec<()>>().is_explosive());
+    assert!(Schema::of::<BTreeMap<u8, Vec<Marker>>>().is_explosive());
+    assert!(Schema::of::<BTreeMap<(), Marker>>().is_explosive());
+    assert!(!Schema::of::<Option<Vec<(Marker, Id)>>>().is_explosive());
+    assert!(!Schema::of::<Vec<Entry>>().is_explosive());
+}

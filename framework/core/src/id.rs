@@ -223,8 +223,23 @@ number!(
 );
 
 /// A Raft group: the system partition or one partition of the key space.
+///
+/// Invariant: a number that [`GroupId::from_raw`] takes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u64")]
 pub struct GroupId(u64);
+
+/// A number that no group has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no group has the number {0}: it is damaged or comes from another version")]
+pub struct GroupIdError(u64);
+
+impl TryFrom<u64> for GroupId {
+    type Error = GroupIdError;
+    fn try_from(raw: u64) -> Result<Self, GroupIdError> {
+        Self::from_raw(raw).ok_or(GroupIdError(raw))
+    }
+}
 
 impl GroupId {
     /// The group that decides membership and placement.
@@ -319,7 +334,9 @@ mod tests {
         for group in [GroupId::SYSTEM, GroupId::of(PartitionId(0)), GroupId::of(PartitionId(63))] {
             assert_eq!(GroupId::from_raw(group.raw()), Some(group));
         }
-        assert_eq!(GroupId::from_raw(0), None);
-        assert_eq!(GroupId::from_raw(2), None);
+        for unknown in [0, 2, 16 + (1 << 32), u64::MAX] {
+            assert_eq!(GroupId::from_raw(unknown), None);
+            assert!(crate::wire::decode::<GroupId>(&crate::wire::encode(&unknown), 10).is_err(), "{unknown}");
+        }
     }
 }

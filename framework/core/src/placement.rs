@@ -25,6 +25,8 @@ pub const VOTERS_MAX: u8 = 5;
 pub const REPLICATION_MAX: u8 = 7;
 
 const PARTITIONS_MAX: usize = PartitionCount::MAX as usize;
+/// Highest epoch, incarnation and member number in a state; counting never gets there.
+const COUNT_MAX: u64 = 1 << 62;
 
 /// Why a cluster cannot be formed, or run by this build; nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +45,9 @@ pub enum PlacementError {
     /// A member was refused.
     #[error(transparent)]
     Member(#[from] MemberError),
+    /// Members, table and voters do not fit each other.
+    #[error("the cluster state contradicts itself: it is damaged, take it from another node")]
+    Inconsistent,
 }
 
 /// What is fixed for the life of a cluster.
@@ -102,8 +107,9 @@ impl Table {
 /// Everything the system partition knows.
 ///
 /// Invariants: every replica and voter is a member; `member_next` is above every number given;
-/// the table has one list per partition.
+/// the table has one list per partition. Decoding refuses what breaks them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
 pub struct ClusterState {
     /// Fixed for the life of the cluster.
     pub meta: ClusterMeta,
@@ -115,6 +121,25 @@ pub struct ClusterState {
     pub voters: Vec<MemberId>,
     /// Number of the next member to be admitted; numbers are never given twice.
     pub member_next: MemberId,
+}
+
+/// A [`ClusterState`] as it was sent or stored.
+#[derive(Deserialize)]
+struct Unchecked {
+    meta: ClusterMeta,
+    members: Members,
+    table: Table,
+    voters: Vec<MemberId>,
+    member_next: MemberId,
+}
+
+impl TryFrom<Unchecked> for ClusterState {
+    type Error = PlacementError;
+    fn try_from(state: Unchecked) -> Result<Self, PlacementError> {
+        let Unchecked { meta, members, table, voters, member_next } = state;
+        let state = Self { meta, members, table, voters, member_next };
+        if state.is_consistent() { Ok(state) } else { Err(PlacementError::Inconsistent) }
+    }
 }
 
 /// A change of the cluster, as an entry of the system partition. Variants are added at the end.
@@ -224,6 +249,16 @@ impl ClusterState {
         };
         self.table.epoch.0 += 1;
         Outcome::Up { id, incarnation, epoch: self.table.epoch }
+    }
+
+    fn is_consistent(&self) -> bool {
+        let known = |id: &MemberId| self.members.get(*id).is_some();
+        let counts = self.members.iter().map(|member| member.incarnation).chain([self.table.epoch.0]);
+        (1..=COUNT_MAX).contains(&self.member_next.0)
+            && counts.into_iter().all(|count| count <= COUNT_MAX)
+            && self.members.iter().all(|member| member.id < self.member_next)
+            && self.table.replicas.len() == self.meta.partitions.get() as usize
+            && self.table.replicas.iter().flatten().chain(&self.voters).all(known)
     }
 
     /// The Raft groups that a member has replicas of, each with all its replicas; the system

@@ -13,12 +13,16 @@ use perennial_core::partition::record::Record;
 use perennial_core::partition::rows;
 use perennial_core::time::Millis;
 
+use super::newcomers::{ACTIVATIONS_MAX, NEW_ACTORS_PER_SECOND_MAX};
 use super::owed::Owed;
 use super::turns::Work;
-use super::{Host, events};
+use super::{Host, HostCounters, events};
 use crate::actor::{Kind, State, caught};
 use crate::error::Fault;
+use crate::schema::Schema;
 
+/// An actor idle for this long leaves memory when room is needed, in milliseconds.
+const ROOM_IDLE_MS: u64 = 1000;
 /// Bytes in front of a stored state: the fingerprint of its schema.
 const FINGERPRINT_BYTES: usize = 8;
 
@@ -63,12 +67,26 @@ fn fresh(kind: &dyn Kind) -> Result<Box<dyn State>, String> {
 }
 
 impl Host {
-    /// The activation of an actor, made from its row if it is not in memory.
-    pub(super) fn activate(&mut self, actor: &ActorId, kind: &Arc<dyn Kind>) -> Result<(), Fault> {
+    /// The activation of an actor, made from its row if it is not in memory. Only a call may be refused
+    /// because there are too many.
+    pub(super) fn activate(
+        &mut self,
+        actor: &ActorId,
+        kind: &Arc<dyn Kind>,
+        for_call: bool,
+    ) -> Result<(), Fault> {
         let now = self.now();
         if let Some(act) = self.activations.get_mut(actor) {
             act.last_used = now;
             return Ok(());
+        }
+        if self.activations.len() >= ACTIVATIONS_MAX && !self.make_room(now) && for_call {
+            HostCounters::add(&self.shared.counters.new_actors_refused, 1);
+            return Err(Fault::Overloaded {
+                what: "the memory for actors".into(),
+                at: format!("partition {}", self.partition),
+                limit: ACTIVATIONS_MAX as u64,
+            });
         }
         let stored = self
             .shared
@@ -77,6 +95,9 @@ impl Host {
             .map_err(|error| self.storage_fault("state", actor, &error))?;
         let (state, bytes) = match stored {
             None => {
+                if for_call {
+                    self.admit_newcomer(now)?;
+                }
                 let state = fresh(&**kind).map_err(|why| self.storage_fault("state", actor, &why))?;
                 (state, Bytes::new())
             }
@@ -96,6 +117,38 @@ impl Host {
         self.activations.insert(actor.clone(), act);
         self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Lets a call wake an actor without a row, unless that happens too often.
+    fn admit_newcomer(&self, now: Millis) -> Result<(), Fault> {
+        let counters = &self.shared.counters;
+        if counters.newcomers.take(now) {
+            HostCounters::add(&counters.new_actors, 1);
+            return Ok(());
+        }
+        HostCounters::add(&counters.new_actors_refused, 1);
+        Err(Fault::Overloaded {
+            what: "the number of new actors per second".into(),
+            at: format!("node {}", self.shared.node),
+            limit: NEW_ACTORS_PER_SECOND_MAX,
+        })
+    }
+
+    /// Lets idle actors leave memory before their time; says whether there is room now. Looks through them
+    /// once a second at most.
+    fn make_room(&mut self, now: Millis) -> bool {
+        if now.since(self.made_room) >= ROOM_IDLE_MS {
+            self.made_room = now;
+            self.let_idle_leave(now, ROOM_IDLE_MS);
+        }
+        self.activations.len() < ACTIVATIONS_MAX
+    }
+
+    /// Lets actors leave memory that have been idle for longer than this.
+    pub(super) fn let_idle_leave(&mut self, now: Millis, idle_ms: u64) {
+        let applied = self.applied;
+        self.activations.retain(|_, act| !(act.idle(applied) && now.since(act.last_used) >= idle_ms));
+        self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
     }
 
     /// Decodes a stored state; one of an older schema is given back in today's form.
@@ -120,8 +173,7 @@ impl Host {
             .get(self.group, &rows::schema(fingerprint))
             .map_err(|error| unreadable(error.to_string()))?
             .ok_or_else(|| unreadable(format!("its schema {fingerprint:016x} is not in the log")))?;
-        let schema: crate::schema::Schema =
-            postcard::from_bytes(&schema).map_err(|error| unreadable(error.to_string()))?;
+        let schema = Schema::decode(&schema).map_err(|error| unreadable(error.to_string()))?;
         let state = kind.upgrade(bytes, &schema).map_err(unreadable)?;
         let today = state.encode_into(kind.fingerprint().to_be_bytes().to_vec()).map_err(unreadable)?;
         Ok((state, Bytes::from(today)))
@@ -137,6 +189,10 @@ impl Host {
         bytes.extend_from_slice(&fingerprint.to_be_bytes());
         let bytes = state.encode_into(bytes).map_err(|why| self.storage_fault("new state", actor, &why))?;
         let changed = bytes[..] != act.bytes[..];
+        if changed {
+            let check = act.kind.check(&bytes[FINGERPRINT_BYTES..]);
+            check.map_err(|why| self.storage_fault("new state", actor, &why))?;
+        }
         Ok((fingerprint, bytes, changed))
     }
 
@@ -148,7 +204,7 @@ impl Host {
         }
         let Some(act) = self.activations.get(actor) else { return };
         let (root, types) = act.kind.state_schema();
-        let schema = crate::schema::Schema { root, types };
+        let schema = Schema { root, types };
         let schema = Bytes::from(postcard::to_stdvec(&schema).expect("a schema always encodes"));
         let size = schema.len();
         let seq = self.append(Record::Schema { fingerprint, schema }, size);

@@ -22,6 +22,10 @@ use crate::error::Fault;
 const DELIVERY_MESSAGES_MAX: usize = 128;
 /// Bytes handed over at a time.
 const DELIVERY_BYTES_MAX: usize = 256 * 1024;
+/// Messages of one line that wait for their turns, beyond one delivery; with more, a delivery is not taken.
+const QUEUED_MESSAGES_MAX: usize = 2 * DELIVERY_MESSAGES_MAX;
+/// Deliveries of one line that wait for their answer; a sender has one under way.
+const DELIVERIES_MAX: usize = 16;
 /// First and longest pause before a delivery is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
@@ -140,18 +144,27 @@ impl Host {
     }
 
     pub(super) fn on_deliver(&mut self, delivery: Delivery, ack: oneshot::Sender<Result<u64, Fault>>) {
+        let ours = |item: &OutboxItem| self.spec.partition_of(&item.message.target) == self.partition;
+        if !self.spec.has(delivery.from) || !delivery.items.iter().all(ours) {
+            tracing::warn!(partition = %self.partition, from = %delivery.from, "a delivery has no place here");
+            let (what, why) = ("the delivery".to_owned(), "it is not for this partition".to_owned());
+            let _ = ack.send(Err(Fault::Unreadable { what, at: self.partition.to_string(), why }));
+            return;
+        }
         let applied = self.spec.applied_from(delivery.from);
         let line = self.lines_in.entry(delivery.from).or_default();
         if line.next == 0 {
             line.next = applied + 1;
             line.committed = applied;
         }
-        let last = delivery.first_seq + delivery.items.len() as u64 - 1;
-        if delivery.items.is_empty() || delivery.first_seq > line.next {
-            // A gap: the sender's idea of this line is ahead of what is known here.
+        // A gap: the sender's idea of this line is ahead of what is known here. A full line: it is ahead of
+        // our answers.
+        let gap = delivery.items.is_empty() || delivery.first_seq == 0 || delivery.first_seq > line.next;
+        if gap || line.queue.len() >= QUEUED_MESSAGES_MAX || line.acks.len() >= DELIVERIES_MAX {
             let _ = ack.send(Ok(line.committed));
             return;
         }
+        let last = delivery.first_seq + delivery.items.len() as u64 - 1;
         for (seq, item) in (delivery.first_seq..).zip(delivery.items) {
             if seq == line.next {
                 line.queue.push_back((seq, item));

@@ -10,6 +10,7 @@
 mod activation;
 pub(crate) mod events;
 mod lines;
+pub(crate) mod newcomers;
 mod owed;
 mod reads;
 mod reminders;
@@ -169,7 +170,7 @@ pub(crate) struct HostShared {
     pub(crate) counters: Arc<HostCounters>,
 }
 
-/// Counts over all hosts of a node.
+/// Counts and allowances over all hosts of a node.
 #[derive(Debug, Default)]
 pub(crate) struct HostCounters {
     /// Turns that changed something.
@@ -190,6 +191,12 @@ pub(crate) struct HostCounters {
     pub(crate) events: AtomicU64,
     /// Batches proposed.
     pub(crate) batches: AtomicU64,
+    /// Actors without a row that calls woke.
+    pub(crate) new_actors: AtomicU64,
+    /// Calls refused because too many new actors were called at once, or too many are in memory.
+    pub(crate) new_actors_refused: AtomicU64,
+    /// How many more may come into being.
+    pub(crate) newcomers: newcomers::Newcomers,
 }
 
 impl HostCounters {

@@ -1,6 +1,5 @@
 //! Housekeeping: what leaves memory and what the log may forget.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use perennial_core::partition::record::Record;
@@ -23,9 +22,7 @@ impl Host {
     /// Lets idle actors leave memory and forgets replies whose time is over.
     pub(super) fn sweep(&mut self) {
         let now = self.now();
-        let applied = self.applied;
-        self.activations.retain(|_, act| !(act.idle(applied) && now.since(act.last_used) > IDLE_MS_MAX));
-        self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
+        self.let_idle_leave(now, IDLE_MS_MAX + 1);
         let more = self.forget_old(now);
         self.tell_after(if more { FORGET_PAUSE } else { SWEEP_PERIOD }, HostMessage::Sweep);
     }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use foldhash::fast::FixedState;
 use futures_util::FutureExt;
 use perennial_core::id::{ActorId, GroupId, LogIndex, PartitionId, RecordSeq, RequestId, SessionId, Term};
+use perennial_core::partition::dedup::KEPT_BYTES_MAX;
 use perennial_core::partition::record::{
     Cause, Keep, Message, RECORD_BYTES_MAX, Record, ReminderChange, Turn,
 };
@@ -136,6 +137,8 @@ pub(crate) struct Host {
     /// Waits for the reminder that is planned.
     pub(super) reminders_task: Option<AbortOnDropHandle<()>>,
     pub(super) followers: Vec<events::Follower>,
+    /// When idle actors were last made to leave before their time.
+    pub(super) made_room: Millis,
     /// The record that last forgot kept replies.
     pub(super) forgetting: Option<RecordSeq>,
     /// Schemas known to be in the log, by fingerprint.
@@ -172,6 +175,7 @@ impl Host {
             reminders_planned: None,
             reminders_task: None,
             followers: Vec::new(),
+            made_room: Millis(0),
             forgetting: None,
             schemas: HashSet::default(),
             tasks: tokio::task::JoinSet::new(),
@@ -246,6 +250,15 @@ impl Host {
                     let answered = self.answered(answer.clone());
                     return self.answer_as_read(reply, answered);
                 }
+                if !call.keyed && !self.spec.dedup().has_room(call.request.session, call.ack_below) {
+                    HostCounters::add(&self.shared.counters.overloaded, 1);
+                    let fault = Fault::Overloaded {
+                        what: "the memory for replies to retries".into(),
+                        at: format!("partition {}", self.partition),
+                        limit: KEPT_BYTES_MAX as u64,
+                    };
+                    return self.refuse(reply, fault);
+                }
             }
             Ok(Known::Answered(bytes)) => {
                 HostCounters::add(&self.shared.counters.repeated, 1);
@@ -305,7 +318,7 @@ impl Host {
 
     fn read(&mut self, kind: Arc<dyn Kind>, method: usize, call: HostCall, reply: ReplyTo) {
         HostCounters::add(&self.shared.counters.reads, 1);
-        if let Err(fault) = self.activate(&call.target, &kind) {
+        if let Err(fault) = self.activate(&call.target, &kind, true) {
             return self.refuse(reply, fault);
         }
         let asynchronous = kind.methods()[method].asynchronous;
@@ -393,7 +406,7 @@ impl Host {
             }
         };
         let ready = self.handler(&actor, method).and_then(|(kind, method)| {
-            self.activate(&actor, &kind)?;
+            self.activate(&actor, &kind, matches!(work, Work::Call(..)))?;
             Ok((kind, method))
         });
         let (kind, method) = match ready {

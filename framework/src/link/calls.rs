@@ -512,6 +512,7 @@ pub(crate) struct Served {
     shared: Arc<ServedShared>,
     requests_max: usize,
     streams_max: usize,
+    all_bytes_max: usize,
 }
 
 #[derive(Default)]
@@ -519,16 +520,26 @@ struct ServedShared {
     /// Requests without an answer yet, and the bytes of their payloads.
     in_flight: AtomicUsize,
     in_flight_bytes: AtomicUsize,
+    /// The same over all links of clients, for one of them.
+    all_bytes: Option<Arc<AtomicUsize>>,
     sinks: Mutex<Map<CancellationToken>>,
 }
 
 impl Served {
-    pub(crate) fn new(link: Arc<Link>, service: Arc<dyn Service>, from: Peer, config: &LinkConfig) -> Self {
+    /// With `all_bytes` the requests count there as well.
+    pub(crate) fn new(
+        link: Arc<Link>,
+        service: Arc<dyn Service>,
+        from: Peer,
+        all_bytes: Option<Arc<AtomicUsize>>,
+        config: &LinkConfig,
+    ) -> Self {
         Self {
             link,
             service,
             from,
-            shared: Arc::default(),
+            shared: Arc::new(ServedShared { all_bytes, ..ServedShared::default() }),
+            all_bytes_max: config.client_request_bytes_max,
             requests_max: config.requests_max,
             streams_max: config.streams_max,
         }
@@ -552,13 +563,20 @@ impl Served {
 
     fn request(&self, id: u64, payload: Bytes) {
         // Only this task, which reads the link, adds to the counters.
-        let ServedShared { in_flight, in_flight_bytes, .. } = &*self.shared;
+        let ServedShared { in_flight, in_flight_bytes, all_bytes, .. } = &*self.shared;
         let bytes = payload.len();
-        if in_flight.load(Ordering::Relaxed) >= self.requests_max
+        // Links that add at the same moment may go beyond the limit by a frame each.
+        let all_full =
+            all_bytes.as_ref().is_some_and(|all| all.load(Ordering::Relaxed) + bytes > self.all_bytes_max);
+        if all_full
+            || in_flight.load(Ordering::Relaxed) >= self.requests_max
             || in_flight_bytes.load(Ordering::Relaxed) + bytes > SERVED_BYTES_MAX
         {
             let _ = self.link.outbox.push_end(Kind::Failed, id, &[FAILED_FULL]);
             return;
+        }
+        if let Some(all) = all_bytes {
+            all.fetch_add(bytes, Ordering::Relaxed);
         }
         in_flight.fetch_add(1, Ordering::Relaxed);
         in_flight_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -609,6 +627,9 @@ impl ReplyTo {
             Self::Link { link, shared, id, bytes } => {
                 shared.in_flight.fetch_sub(1, Ordering::Relaxed);
                 shared.in_flight_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                if let Some(all) = &shared.all_bytes {
+                    all.fetch_sub(bytes, Ordering::Relaxed);
+                }
                 let sent = match &answer {
                     Ok(answer) if answer.len() <= FRAME_BYTES_MAX => {
                         link.outbox.push(Kind::Response, id, answer)
@@ -876,8 +897,13 @@ mod tests {
     fn requests_that_are_served_are_bounded_in_bytes() {
         let hoard = Arc::new(Hoard::default());
         let config = LinkConfig::default();
-        let served =
-            Served::new(Link::new(&config), hoard.clone(), Peer::Client("a client".to_owned()), &config);
+        let served = Served::new(
+            Link::new(&config),
+            hoard.clone(),
+            Peer::Client("a client".to_owned()),
+            None,
+            &config,
+        );
         let body = Bytes::from(vec![0; FRAME_BYTES_MAX]);
         let fit = SERVED_BYTES_MAX / FRAME_BYTES_MAX;
         let ask = |requests: usize| {

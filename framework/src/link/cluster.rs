@@ -15,6 +15,7 @@ use super::config::{ConfigError, LinkConfig};
 use super::control::Control;
 use super::dial::{DialError, dial};
 use super::door::Door;
+use super::guard::Closed;
 use super::hello::{Admission, DoorLane, Hello};
 use super::mesh::{Connector, Mesh, SpawnFailed};
 use super::peer::Io;
@@ -141,5 +142,9 @@ impl Transport for ClusterTransport {
 
     fn is_up(&self, node: &NodeId) -> bool {
         self.mesh.is_up(node)
+    }
+
+    fn closed(&self) -> Vec<(Closed, u64)> {
+        self.mesh.closed().all().collect()
     }
 }

@@ -26,10 +26,21 @@ pub struct LinkConfig {
     pub backoff_max: Duration,
     /// Bytes queued on one link; beyond it a send is refused as full.
     pub queue_bytes_max: usize,
-    /// Admitted connections; beyond it a new one is refused as busy.
+    /// Admitted connections of clients; beyond it a new one is refused as busy.
     pub connections_max: usize,
+    /// Admitted connections of clients with one name; likewise.
+    pub connections_per_client_max: usize,
+    /// Admitted connections of nodes; likewise. Clients cannot take them away.
+    pub node_connections_max: usize,
+    /// Admitted connections of one node, which has one for each lane; likewise.
+    pub connections_per_node_max: usize,
     /// Connections that have not been admitted yet; beyond it a new socket is closed at once.
     pub handshakes_max: usize,
+    /// Connections from one address that have not been admitted yet; likewise.
+    pub handshakes_per_address_max: usize,
+    /// Bytes of clients' requests in flight, on all their links together; beyond it a request is refused
+    /// as full.
+    pub client_request_bytes_max: usize,
     /// Requests in flight on one link, counted on both sides; beyond it a request is refused as full.
     pub requests_max: usize,
     /// Open streams on one link, counted on both sides; beyond it a stream is refused as full.
@@ -53,7 +64,12 @@ impl Default for LinkConfig {
             backoff_max: Duration::from_secs(1),
             queue_bytes_max: 8 << 20,
             connections_max: 4096,
+            connections_per_client_max: 1024,
+            node_connections_max: 2048,
+            connections_per_node_max: 16,
             handshakes_max: 256,
+            handshakes_per_address_max: 128,
+            client_request_bytes_max: 512 << 20,
             requests_max: 16_384,
             streams_max: 4096,
             stream_items_max: 1024,
@@ -91,7 +107,12 @@ impl LinkConfig {
             (
                 [
                     self.connections_max,
+                    self.connections_per_client_max,
+                    self.node_connections_max,
+                    self.connections_per_node_max,
                     self.handshakes_max,
+                    self.handshakes_per_address_max,
+                    self.client_request_bytes_max,
                     self.requests_max,
                     self.streams_max,
                     self.stream_items_max,

@@ -98,16 +98,47 @@ pub trait ControlHandler: Send + Sync + 'static {
     fn down(&self, node: NodeId);
 }
 
-/// The messages between nodes. Variants are told apart by name: none is ever renamed.
+/// The messages between nodes. Variants are told apart by name: none is ever renamed. The sender's name is
+/// bytes here: as a `String`, what is not UTF-8 would panic when it is decoded.
 #[derive(RactorClusterMessage)]
 enum ControlMessage {
     /// Sender, what it says about itself.
-    Hello(String, Vec<u8>),
+    Hello(Vec<u8>, Vec<u8>),
     /// Sender, placement table.
-    TableUpdate(String, Vec<u8>),
+    TableUpdate(Vec<u8>, Vec<u8>),
     /// Sender, payload, answer.
     #[rpc]
-    Admin(String, Vec<u8>, RpcReplyPort<Vec<u8>>),
+    Admin(Vec<u8>, Vec<u8>, RpcReplyPort<Vec<u8>>),
+}
+
+/// Reads a sender's name.
+fn sender(name: &[u8]) -> Option<NodeId> {
+    NodeId::new(std::str::from_utf8(name).ok()?).ok()
+}
+
+/// Reads a message as a session hands it over.
+#[cfg(any(test, fuzzing))]
+pub(super) fn decode(message: ractor::message::SerializedMessage) {
+    use ractor::Message;
+    if let Ok(ControlMessage::Hello(from, _) | ControlMessage::TableUpdate(from, _)) =
+        ControlMessage::deserialize(message)
+    {
+        let _ = sender(&from);
+    }
+}
+
+/// The arguments of a message of each plain kind, behind its number.
+#[cfg(any(test, fuzzing))]
+pub(super) fn encoded() -> Vec<Vec<u8>> {
+    use ractor::Message;
+    use ractor::message::SerializedMessage;
+    let hello = ControlMessage::Hello(b"n1".to_vec(), b"info".to_vec());
+    let table = ControlMessage::TableUpdate(b"n1".to_vec(), b"table".to_vec());
+    let bytes = |(number, message): (u8, ControlMessage)| match message.serialize() {
+        Ok(SerializedMessage::Cast { args, .. }) => [vec![number], args].concat(),
+        _ => unreachable!("a cast serializes as one"),
+    };
+    [(0, hello), (1, table)].map(bytes).into()
 }
 
 /// The control part of one node; a handle, cheap to clone.
@@ -212,7 +243,7 @@ impl Control {
         }
         let _permit = self.0.calls.try_acquire().map_err(|_| ControlError::Busy)?;
         let peer = self.peer_actor(node).ok_or_else(|| ControlError::NoSession(node.clone()))?;
-        let me = self.0.node.to_string();
+        let me = self.0.node.as_str().into();
         let payload = payload.to_vec();
         match peer.call(|reply| ControlMessage::Admin(me, payload, reply), Some(within)).await {
             Err(_) => Err(ControlError::NoSession(node.clone())),
@@ -234,7 +265,7 @@ impl Control {
         if table.len() > PAYLOAD_BYTES_MAX {
             return Err(ControlError::TooLarge(table.len()));
         }
-        let message = || ControlMessage::TableUpdate(self.0.node.to_string(), table.to_vec());
+        let message = || ControlMessage::TableUpdate(self.0.node.as_str().into(), table.to_vec());
         let sent = |node: &NodeId| self.peer_actor(node).is_some_and(|peer| peer.cast(message()).is_ok());
         Ok(self.peers().iter().filter(|node| sent(node)).count())
     }
@@ -343,7 +374,7 @@ impl Control {
         if let Some(actor) = self.peer_actor(&peer) {
             let info = self.0.handler.info();
             if info.len() <= PAYLOAD_BYTES_MAX {
-                let _ = actor.cast(ControlMessage::Hello(self.0.node.to_string(), info.to_vec()));
+                let _ = actor.cast(ControlMessage::Hello(self.0.node.as_str().into(), info.to_vec()));
             }
         }
     }
@@ -571,18 +602,18 @@ impl Actor for ControlActor {
         let handler = &control.0.handler;
         match message {
             ControlMessage::Hello(from, info) => {
-                if let Ok(from) = NodeId::new(&from) {
+                if let Some(from) = sender(&from) {
                     handler.hello(from, info.into());
                 }
             }
             ControlMessage::TableUpdate(from, table) => {
-                if let Ok(from) = NodeId::new(&from) {
+                if let Some(from) = sender(&from) {
                     handler.table(from, table.into());
                 }
             }
             ControlMessage::Admin(from, payload, reply) => {
                 let permit = control.0.handled.clone().try_acquire_owned();
-                let (Ok(from), Ok(permit)) = (NodeId::new(&from), permit) else {
+                let (Some(from), Ok(permit)) = (sender(&from), permit) else {
                     let _ = reply.send(vec![BUSY]);
                     return Ok(());
                 };

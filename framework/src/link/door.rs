@@ -5,15 +5,16 @@
 //! to the mesh. A connection is one task; a stranger who says nothing is dropped at the deadline.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::frame::{self, Kind};
+use super::guard::{Closed, Place, Places};
 use super::hello::{self, Admission, DoorLane, HELLO_BYTES_MAX, Hello, Refusal};
 use super::mesh::Mesh;
 use super::peer::{Io, Stream};
@@ -21,6 +22,9 @@ use super::tls::{Peer, Tls};
 
 /// Largest question and answer on the join lane.
 pub(crate) const JOIN_BYTES_MAX: usize = 64 << 10;
+/// Whom the door has let in: its stream, its name, its lane and its place.
+type Admitted = (Io, Peer, DoorLane, Place<Peer>);
+
 /// Pause after a failed accept, for instance when the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -29,16 +33,18 @@ pub(crate) struct Door {
     pub(crate) tls: Tls,
     pub(crate) admission: Arc<dyn Admission>,
     pub(crate) mesh: Arc<Mesh>,
-    admitted: Arc<Semaphore>,
-    strangers: Arc<Semaphore>,
+    clients: Arc<Places<Peer>>,
+    nodes: Arc<Places<Peer>>,
+    strangers: Arc<Places<IpAddr>>,
 }
 
 impl Door {
     pub(crate) fn new(tls: Tls, admission: Arc<dyn Admission>, mesh: Arc<Mesh>) -> Arc<Self> {
         let config = mesh.config();
-        let admitted = Arc::new(Semaphore::new(config.connections_max));
-        let strangers = Arc::new(Semaphore::new(config.handshakes_max));
-        Arc::new(Self { tls, admission, mesh, admitted, strangers })
+        let clients = Places::new(config.connections_max, config.connections_per_client_max);
+        let nodes = Places::new(config.node_connections_max, config.connections_per_node_max);
+        let strangers = Places::new(config.handshakes_max, config.handshakes_per_address_max);
+        Arc::new(Self { tls, admission, mesh, clients, nodes, strangers })
     }
 
     /// Accepts until the mesh closes. Errors of single sockets, and a lack of file descriptors, pass.
@@ -50,86 +56,108 @@ impl Door {
                 () = closing.cancelled() => return,
                 accepted = listener.accept() => accepted,
             };
-            let tcp = match accepted {
-                Ok((tcp, _)) => tcp,
+            let (tcp, from) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            // Without a permit the socket is dropped, which closes it.
-            if let Ok(stranger) = self.strangers.clone().try_acquire_owned() {
-                let door = self.clone();
-                self.mesh.spawn(async move { door.receive(tcp, stranger).await });
+            match self.strangers.take(from.ip()) {
+                Some(stranger) => {
+                    let door = self.clone();
+                    self.mesh.spawn(async move { door.receive(tcp, from, stranger).await });
+                }
+                // Dropping the socket closes it.
+                None => {
+                    self.mesh.closed().note(Closed::Flood, &from, &"too many that are not admitted yet");
+                }
             }
         }
     }
 
-    async fn receive(self: Arc<Self>, tcp: TcpStream, stranger: OwnedSemaphorePermit) {
+    async fn receive(self: Arc<Self>, tcp: TcpStream, from: SocketAddr, stranger: Place<IpAddr>) {
         let closing = self.mesh.closing().clone();
-        let greeting = timeout(self.mesh.config().handshake, self.greet(tcp));
+        let greeting = timeout(self.mesh.config().handshake, self.greet(tcp, from));
         let greeted = tokio::select! {
             () = closing.cancelled() => return,
             greeted = greeting => greeted,
         };
-        let (io, peer, hello, _admitted) = match greeted {
+        let (io, peer, lane, _place) = match greeted {
             Ok(Ok(Some(admitted))) => admitted,
             Ok(Ok(None)) => return,
-            Ok(Err(error)) => return tracing::debug!(%error, "a connection ended before it was admitted"),
-            Err(_) => return tracing::debug!("a connection said nothing in time and was dropped"),
+            Ok(Err(error)) => {
+                return tracing::debug!(%from, %error, "a connection ended before it was admitted");
+            }
+            Err(_) => return self.mesh.closed().note(Closed::Silent, &from, &"it was not admitted in time"),
         };
         drop(stranger);
-        self.mesh.clone().accept(io, peer, hello.lane).await;
+        self.mesh.clone().accept(io, peer, lane).await;
     }
 
     /// TLS, certificate, hello, checks, welcome; on the join lane also the answer. `None`: done with.
-    async fn greet(&self, tcp: TcpStream) -> io::Result<Option<(Io, Peer, Hello, OwnedSemaphorePermit)>> {
+    async fn greet(&self, tcp: TcpStream, from: SocketAddr) -> io::Result<Option<Admitted>> {
+        let closed = |reason, why: &dyn std::fmt::Display| {
+            self.mesh.closed().note(reason, &from, why);
+            Ok(None)
+        };
         tcp.set_nodelay(true)?;
-        let mut io = TlsAcceptor::from(self.tls.server.clone()).accept(tcp).await?;
+        let mut io = match TlsAcceptor::from(self.tls.server.clone()).accept(tcp).await {
+            Ok(io) => io,
+            Err(error) => return closed(Closed::Tls, &error),
+        };
         let certificate = io.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let Some(Ok(peer)) = certificate.map(Peer::of) else {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the certificate names nobody"));
+            return closed(Closed::Nameless, &"its certificate names nobody");
         };
-        let first = frame::read_one(&mut io, HELLO_BYTES_MAX).await?;
+        let first = match frame::read_one(&mut io, HELLO_BYTES_MAX).await {
+            Ok(first) => first,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return closed(Closed::Unreadable, &error);
+            }
+            Err(error) => return Err(error),
+        };
         let hello = (first.kind == Kind::Hello).then(|| hello::read::<Hello>(&first.body)).flatten();
-        let checked = match &hello {
-            Some(hello) => self.check(&peer, hello),
+        let checked = match hello {
+            Some(hello) => self.check(&peer, &hello).map(|place| (hello.lane, place)),
             None => Err(Refusal::Unreadable),
         };
-        match (hello, checked) {
-            (Some(hello), Ok(permit)) => {
+        match checked {
+            Ok((lane, place)) => {
                 let facts = hello::write(&self.admission.facts());
                 frame::write_one(&mut io, Kind::Welcome, &facts).await?;
-                if hello.lane == DoorLane::Join {
+                if lane == DoorLane::Join {
                     self.answer_join(&mut io, peer).await?;
                     return Ok(None);
                 }
-                Ok(Some((Box::new(io), peer, hello, permit)))
+                Ok(Some((Box::new(io), peer, lane, place)))
             }
-            (_, Err(refusal)) => {
-                tracing::info!(%peer, %refusal, "a connection was refused");
+            Err(refusal) => {
+                self.mesh.closed().note(Closed::of_refusal(&refusal), &peer, &refusal);
                 frame::write_one(&mut io, Kind::Refuse, &hello::write(&refusal)).await?;
                 close(&mut io).await?;
                 Ok(None)
             }
-            (None, Ok(_)) => unreachable!("a hello that cannot be read is refused"),
         }
     }
 
-    fn check(&self, peer: &Peer, hello: &Hello) -> Result<OwnedSemaphorePermit, Refusal> {
+    fn check(&self, peer: &Peer, hello: &Hello) -> Result<Place<Peer>, Refusal> {
         hello::check(&self.admission.facts(), peer, hello)?;
         self.admission.admit(peer, hello.lane, hello)?;
         if hello.lane == DoorLane::Control && !self.mesh.has_control() {
             return Err(Refusal::NotFormed);
         }
-        self.admitted.clone().try_acquire_owned().map_err(|_| Refusal::Busy)
+        // On the client lane a node is one client among others.
+        let places = if hello.lane == DoorLane::Client { &self.clients } else { &self.nodes };
+        places.take(peer.clone()).ok_or(Refusal::Busy)
     }
 
     async fn answer_join(&self, io: &mut impl Stream, peer: Peer) -> io::Result<()> {
         let asked = frame::read_one(io, JOIN_BYTES_MAX).await?;
         if asked.kind != Kind::Data {
-            return Err(io::Error::from(io::ErrorKind::InvalidData));
+            self.mesh.closed().note(Closed::Unreadable, &peer, &"its question is no question");
+            return Ok(());
         }
         let answer = self.mesh.service().join(peer, asked.body);
         if answer.len() > JOIN_BYTES_MAX {
@@ -162,7 +190,8 @@ mod tests {
     use super::*;
     use crate::link::tls::Ca;
     use crate::link::{
-        ClientLink, ClusterTransport, Facts, Handlers, LinkConfig, LinkError, Responder, Service, StreamSink,
+        ClientLink, ClusterTransport, DialError, Facts, Handlers, LinkConfig, LinkError, Responder, Service,
+        StreamSink, Transport, dial,
     };
 
     struct Echo;
@@ -296,5 +325,29 @@ mod tests {
         };
         assert_eq!(busy, Refusal::Busy);
         drop(first);
+    }
+
+    #[tokio::test]
+    async fn one_client_does_not_take_all_places_nor_clients_those_of_nodes() {
+        let ca = Ca::generate().unwrap();
+        let config =
+            LinkConfig { connections_max: 2, connections_per_client_max: 1, ..LinkConfig::default() };
+        let (node, address) = node(&ca, config).await;
+        let client = |name: &str| Tls::new(&ca.issue_client(name).unwrap()).unwrap();
+        let (text, ours) = (address.to_string(), LinkConfig::default());
+        let connect = async |tls: &Tls| ClientLink::connect(&text, None, tls, None, 1, &ours).await;
+        let greedy = client("greedy");
+        let _held = connect(&greedy).await.unwrap();
+        let refused = connect(&greedy).await.unwrap_err();
+        assert!(matches!(&refused, DialError::TurnedAway { refusal: Refusal::Busy, .. }), "{refused:?}");
+        let _other = connect(&client("other")).await.unwrap();
+        let refused = connect(&client("third")).await.unwrap_err();
+        assert!(matches!(&refused, DialError::TurnedAway { refusal: Refusal::Busy, .. }), "{refused:?}");
+        let b = NodeId::new("b").unwrap();
+        let tls = Tls::new(&ca.issue_node(&b, &[]).unwrap()).unwrap();
+        let hello = Hello::of_node(DoorLane::Raft, Facts { node: b, ..All.facts() });
+        dial::dial(&tls, &ours, &text, None, &hello).await.unwrap();
+        let busy = node.closed().into_iter().find(|(reason, _)| *reason == Closed::Busy);
+        assert_eq!(busy, Some((Closed::Busy, 2)));
     }
 }

@@ -21,6 +21,7 @@ use super::cluster::StartError;
 use super::config::LinkConfig;
 use super::control::Control;
 use super::dial::DialError;
+use super::guard::Closed;
 use super::hello::DoorLane;
 use super::lock;
 use super::mesh::{Connector, Mesh};
@@ -341,5 +342,9 @@ impl Transport for MemoryTransport {
 
     fn is_up(&self, node: &NodeId) -> bool {
         self.mesh.is_up(node)
+    }
+
+    fn closed(&self) -> Vec<(Closed, u64)> {
+        self.mesh.closed().all().collect()
     }
 }

@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ use super::config::LinkConfig;
 use super::control::Control;
 use super::dial::DialError;
 use super::frame::{FRAME_BYTES_MAX, FrameError, Kind};
+use super::guard::{Closed, ClosedCounts};
 use super::hello::DoorLane;
 use super::lock;
 use super::peer::{Close, Io, Link, Refused};
@@ -111,6 +112,9 @@ pub(crate) struct Mesh {
     /// Links that peers have dialed: at most one per (peer, lane), or order would be lost.
     accepted: Mutex<HashMap<(NodeId, Lane), Arc<Link>>>,
     control: watch::Sender<Option<Control>>,
+    closed: ClosedCounts,
+    /// Bytes of clients' requests in flight, see [`LinkConfig::client_request_bytes_max`].
+    client_bytes: Arc<AtomicUsize>,
     overseer: OnceLock<ActorRef<OverseerMsg>>,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -131,6 +135,8 @@ impl Mesh {
             peers: RwLock::default(),
             accepted: Mutex::default(),
             control: watch::Sender::new(None),
+            closed: ClosedCounts::default(),
+            client_bytes: Arc::default(),
             overseer: OnceLock::new(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -147,6 +153,21 @@ impl Mesh {
 
     pub(crate) fn service(&self) -> &Arc<dyn Service> {
         &self.handlers.service
+    }
+
+    /// What was turned away and closed.
+    pub(crate) fn closed(&self) -> &ClosedCounts {
+        &self.closed
+    }
+
+    /// Counts a link that this side closed.
+    fn note_close(&self, close: Close, whose: &dyn std::fmt::Display) {
+        if let Some(reason) = Closed::of_close(close) {
+            match close {
+                Close::Garbage(error) => self.closed.note(reason, whose, &error),
+                _ => self.closed.note(reason, whose, &reason.label()),
+            }
+        }
     }
 
     /// Set once the node stops: links hand over what is queued and close.
@@ -291,8 +312,11 @@ impl Mesh {
             }
             (None, _, DoorLane::Client) => {
                 let link = Link::new(&self.config);
-                let served = Served::new(link.clone(), self.service().clone(), peer, &self.config);
+                let bytes = Some(self.client_bytes.clone());
+                let served =
+                    Served::new(link.clone(), self.service().clone(), peer.clone(), bytes, &self.config);
                 let close = self.run(&link, io, &mut |frame| served.on_frame(frame)).await;
+                self.note_close(close, &peer);
                 tracing::debug!(?close, "a client link ended");
             }
             _ => tracing::warn!(%peer, %lane, "a connection was admitted to a lane it has no place on"),
@@ -308,7 +332,8 @@ impl Mesh {
             before.cut().await;
         }
         let served = (lane == Lane::Calls).then(|| {
-            Served::new(link.clone(), self.service().clone(), Peer::Node(node.clone()), &self.config)
+            let from = Peer::Node(node.clone());
+            Served::new(link.clone(), self.service().clone(), from, None, &self.config)
         });
         let mut on_frame = |frame: super::frame::Frame| match (frame.kind, &served) {
             (Kind::Data, _) => {
@@ -319,9 +344,7 @@ impl Mesh {
             (kind, None) => Err(FrameError::unexpected(kind)),
         };
         let close = self.run(&link, io, &mut on_frame).await;
-        if let Close::Garbage(error) = close {
-            tracing::warn!(%node, %lane, %error, "a link was closed because of what it sent");
-        }
+        self.note_close(close, &format_args!("node {node}, lane {lane}"));
         let mut accepted = lock(&self.accepted);
         if accepted.get(&key).is_some_and(|current| Arc::ptr_eq(current, &link)) {
             accepted.remove(&key);

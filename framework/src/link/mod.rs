@@ -23,6 +23,9 @@ mod control;
 mod dial;
 mod door;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+mod guard;
 mod hello;
 mod memory;
 mod mesh;
@@ -37,6 +40,7 @@ pub use config::{ConfigError, LinkConfig};
 pub use control::{Control, ControlError, ControlHandler, PAYLOAD_BYTES_MAX as CONTROL_BYTES_MAX};
 pub use dial::DialError;
 pub use frame::{FRAME_BYTES_MAX, FrameError};
+pub use guard::Closed;
 pub use hello::{Admission, DoorLane, Facts, Hello, Refusal};
 pub use memory::{Delay, MemoryHub, MemoryTransport};
 pub use mesh::SpawnFailed;
@@ -47,6 +51,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks; a panic of another holder does not matter, since no lock here is held across a call that
 /// leaves its data half changed.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

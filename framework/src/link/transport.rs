@@ -13,6 +13,7 @@ use perennial_core::id::NodeId;
 
 use super::calls::{Answer, ItemStream, LinkError, Service};
 use super::control::Control;
+use super::guard::Closed;
 
 /// A lane between two nodes: a connection of its own, so that one does not delay another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -118,6 +119,9 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Whether the node is linked now.
     fn is_up(&self, node: &NodeId) -> bool;
+
+    /// Connections that this side has closed so far, by reason.
+    fn closed(&self) -> Vec<(Closed, u64)>;
 }
 
 /// A transport as its node starts and stops it.

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, Weak};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
@@ -40,6 +41,12 @@ impl Collector for NodeCollector {
             ("perennial_reminders", "Reminders fired", of(&hosts.reminders)),
             ("perennial_events", "Events published", of(&hosts.events)),
             ("perennial_batches", "Batches proposed", of(&hosts.batches)),
+            ("perennial_actors_new", "Actors without a state that calls woke", of(&hosts.new_actors)),
+            (
+                "perennial_actors_new_refused",
+                "Calls refused because of too many new actors",
+                of(&hosts.new_actors_refused),
+            ),
         ];
         let replica = inner.replica().map(|replica| replica.metrics());
         if let Some(replica) = &replica {
@@ -62,7 +69,7 @@ impl Collector for NodeCollector {
                 ),
                 (
                     "perennial_raft_messages_dropped",
-                    "Raft messages dropped, full queue",
+                    "Raft messages dropped: full queue, or not readable",
                     of(&replica.messages_dropped),
                 ),
                 ("perennial_snapshots_sent", "Snapshots sent", of(&replica.snapshots_sent)),
@@ -88,6 +95,15 @@ impl Collector for NodeCollector {
         for (name, help, value) in counts {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        if let Some(transport) = inner.transport.get() {
+            let help = "Connections that this node closed, by reason";
+            let mut family =
+                encoder.encode_descriptor("perennial_connections_closed", help, None, MetricType::Counter)?;
+            for (reason, count) in transport.closed() {
+                let counter = ConstCounter::new(count);
+                counter.encode(family.encode_family(&[("reason", reason.label())])?)?;
+            }
         }
         let gauges = [
             ("perennial_partitions_led", "Partitions led here", inner.hosts.len() as u64),

@@ -6,6 +6,8 @@
 #[cfg(feature = "controls")]
 mod controls;
 mod formation;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod hosting;
 mod identity;
 mod metrics;

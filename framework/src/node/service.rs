@@ -3,6 +3,7 @@
 //! Raft frames go to the replica, questions to the router or the part they ask about, link events to
 //! those who act on hints. Also the news about the cluster itself: admitting, announcing, following.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use futures_util::future::BoxFuture;
 use perennial_core::id::{ActorId, MemberId, NodeId};
 use perennial_core::membership::MemberSpec;
 use perennial_core::placement::{ClusterState, SystemCommand};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::Inner;
 use crate::error::Fault;
@@ -32,6 +33,7 @@ type Inbound = Arc<dyn Fn(NodeId, Lane, Bytes) + Send + Sync>;
 /// Hands frames of the raft and bulk lanes to the replica.
 pub(super) fn inbound(inner: &Arc<Inner>) -> Inbound {
     let inner = Arc::downgrade(inner);
+    let unreadable = AtomicU64::new(0);
     Arc::new(move |node, lane, frame| {
         let Some(inner) = inner.upgrade() else { return };
         let (Some(replica), Some(from)) = (inner.replica(), inner.member_of(&node)) else { return };
@@ -41,7 +43,12 @@ pub(super) fn inbound(inner: &Arc<Inner>) -> Inbound {
             Lane::Calls => Ok(()),
         };
         if let Err(error) = taken {
-            tracing::warn!(%node, %lane, error, "a frame cannot be read; it is dropped");
+            replica.metrics().messages_dropped.fetch_add(1, Ordering::Relaxed);
+            // The first, and then whenever their number has doubled.
+            let times = unreadable.fetch_add(1, Ordering::Relaxed) + 1;
+            if times.is_power_of_two() {
+                tracing::warn!(%node, %lane, error, times, "a frame cannot be read; it is dropped");
+            }
         }
     })
 }
@@ -122,12 +129,15 @@ impl Admission for Doorkeeper {
     }
 }
 
+/// Questions about the whole cluster that are being answered; each of them asks every member.
+const STATUS_QUESTIONS_MAX: usize = 32;
+
 /// Answers questions.
-pub(super) struct NodeService(Weak<Inner>);
+pub(super) struct NodeService(Weak<Inner>, Arc<Semaphore>);
 
 impl NodeService {
     pub(super) fn new(inner: &Arc<Inner>) -> Self {
-        Self(Arc::downgrade(inner))
+        Self(Arc::downgrade(inner), Arc::new(Semaphore::new(STATUS_QUESTIONS_MAX)))
     }
 }
 
@@ -168,10 +178,19 @@ impl Service for NodeService {
                 reply.send(encode(&response));
             }
             Question::Status => {
+                let Ok(permit) = self.1.clone().try_acquire_owned() else {
+                    let fault = Fault::Overloaded {
+                        what: "the line of questions about the cluster".into(),
+                        at: format!("node {}", inner.node),
+                        limit: STATUS_QUESTIONS_MAX as u64,
+                    };
+                    return reply.send(encode(&Response::Refused(fault)));
+                };
                 let runtime = inner.runtime.clone();
                 runtime.spawn(async move {
                     let status = super::status::cluster(&inner).await;
                     reply.send(encode(&Response::Status(Box::new(status))));
+                    drop(permit);
                 });
             }
             Question::Led | Question::Deliver(_) | Question::MemberUp(_)

@@ -18,6 +18,9 @@ use crate::host::Log;
 /// Most commands under way at a time.
 const COMMANDS_MAX: usize = 64;
 
+/// Highest number of an entry in a checkpoint; counting never gets there.
+const SEQ_MAX: u64 = 1 << 62;
+
 /// An entry of the system partition.
 #[derive(Serialize, Deserialize)]
 struct Entry {
@@ -47,6 +50,19 @@ impl SystemMachine {
         Self { state, published }
     }
 
+    /// The machine of a cluster of one node.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn for_fuzzing() -> Self {
+        use perennial_core::hash::PartitionCount;
+        use perennial_core::id::{ClusterId, NodeId};
+        use perennial_core::membership::MemberSpec;
+        use perennial_core::placement::{ClusterMeta, form};
+        let meta = ClusterMeta::new(ClusterId(7), PartitionCount::DEFAULT, 1);
+        let node = NodeId::new("n1").expect("a valid name");
+        let formed = form(meta, vec![MemberSpec::new(node, "n1:1")]).expect("one node is enough");
+        Self::new(formed, watch::Sender::new(None))
+    }
+
     fn publish(&self) {
         self.published.send_replace(Some(self.state.cluster.clone()));
     }
@@ -71,6 +87,7 @@ impl StateMachine for SystemMachine {
 
     fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
         match postcard::take_from_bytes(bytes) {
+            Ok((State { next_seq, .. }, [])) if next_seq.0 > SEQ_MAX => return Err(RestoreError::Malformed),
             Ok((state, [])) => self.state = state,
             _ => return Err(RestoreError::Malformed),
         }

@@ -21,6 +21,8 @@ mod config;
 mod damage;
 mod disk;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod handle;
 mod inputs;
 mod log;

@@ -38,6 +38,8 @@ const RETRIES_MAX: u32 = 2000;
 const CHUNK_VERSION: u8 = 1;
 /// Lengths of key and value before each row.
 const ROW_HEAD_BYTES: usize = 8;
+/// Longest key of a row; ours are far shorter and the store takes none beyond 64 KiB.
+const ROW_KEY_BYTES_MAX: usize = 16 * 1024;
 
 /// Bytes that are not a chunk of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +58,8 @@ pub(crate) enum StageError {
         "it has more than {STAGED_BYTES_MAX} bytes of rows or {META_BYTES_MAX} of state; spread the data over more partitions"
     )]
     TooLarge,
+    #[error("a chunk is not made of whole rows; update the older node")]
+    Malformed,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,7 +130,7 @@ pub(crate) struct SendJob {
 }
 
 /// The chunks of a snapshot, made one by one; `None` for a message without one.
-fn chunks(job: SendJob) -> Option<impl Iterator<Item = Result<Bytes, RowError>>> {
+pub(super) fn chunks(job: SendJob) -> Option<impl Iterator<Item = Result<Bytes, RowError>>> {
     let SendJob { snapshot: Outgoing { group, message, .. }, rows, machine } = job;
     let (index, term) = message.snapshot.as_ref().map(|meta| (meta.index, meta.term))?;
     let mut rows = rows.peekable();
@@ -268,6 +272,8 @@ impl Staging {
         };
         arriving.header = header;
         match header.part {
+            // Checked here: once rows are being replaced there is no way back.
+            Part::Rows if !is_whole_rows(&payload) => return Err(StageError::Malformed),
             Part::Rows => {
                 arriving.bytes += payload.len() as u64;
                 if arriving.bytes > STAGED_BYTES_MAX {
@@ -305,6 +311,26 @@ impl Arriving {
             message.filter(|m| m.snapshot.as_ref().is_some_and(|s| s.index == index && s.term == term));
         Ok(message.map(|message| Arrived { index, message, machine: self.machine, rows }))
     }
+}
+
+/// Whether bytes are rows as [`push_row`] writes them, each with a key.
+fn is_whole_rows(mut bytes: &[u8]) -> bool {
+    while let Some((key, rest)) = bytes.split_first_chunk::<4>() {
+        let Some((value, rest)) = rest.split_first_chunk::<4>() else { return false };
+        let (key, value) = (u32::from_le_bytes(*key) as usize, u32::from_le_bytes(*value) as usize);
+        if !(1..=ROW_KEY_BYTES_MAX).contains(&key) || value > FRAME_BYTES_MAX {
+            return false;
+        }
+        let Some(next) = rest.get(key + value..) else { return false };
+        bytes = next;
+    }
+    bytes.is_empty()
+}
+
+/// Rows as they are staged in memory; `None` when they are not taken.
+#[cfg(any(test, fuzzing))]
+pub(super) fn stage_rows(bytes: &[u8]) -> Option<StagedRows> {
+    is_whole_rows(bytes).then(|| StagedRows::Memory(bytes.to_vec()))
 }
 
 /// Reads one staged row; `None` at the end.
@@ -471,6 +497,32 @@ pub(super) mod tests {
             );
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "staged files are removed");
+    }
+
+    #[test]
+    fn rows_that_are_cut_or_have_impossible_keys_give_the_snapshot_up() {
+        let mut whole = Vec::new();
+        push_row(&mut whole, b"key", b"value");
+        let long = |key: usize| {
+            let mut rows = Vec::new();
+            push_row(&mut rows, &vec![1; key], b"");
+            rows
+        };
+        for (rows, sound) in [
+            (whole.clone(), true),
+            (whole[..whole.len() - 1].to_vec(), false),
+            (vec![0; 7], false),
+            (long(0), false),
+            (long(ROW_KEY_BYTES_MAX), true),
+            (long(ROW_KEY_BYTES_MAX + 1), false),
+        ] {
+            let (index, term) = (LogIndex(9), Term(2));
+            let header = Header { group: GroupId::SYSTEM, index, term, number: 0, part: Part::Rows };
+            let mut staging = Staging::open(None).unwrap();
+            let taken = staging.take(MemberId(1), Chunk::decode(&encode(header, &rows)).unwrap());
+            assert_eq!(taken.is_ok(), sound);
+            assert_eq!(staging.arriving.len(), usize::from(sound));
+        }
     }
 
     fn files(dir: &Path) -> usize {

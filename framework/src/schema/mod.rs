@@ -9,16 +9,23 @@ mod json;
 mod read;
 
 use std::any::TypeId;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
+use serde::de::{Deserializer, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use crate::data::Data;
 
-/// Deepest nesting of values that is read by schema.
+/// Deepest nesting of values that is read by schema, and of types in a stored schema.
 pub const DEPTH_MAX: usize = 128;
 /// Most elements of a sequence whose elements take no bytes, such as `Vec<()>`.
 pub const EMPTY_ELEMENTS_MAX: u64 = 4096;
+/// Values read for each byte, beside those of [`EMPTY_ELEMENTS_MAX`]: a schema can ask for any number of
+/// values that take no bytes.
+const VALUES_PER_BYTE_MAX: u64 = 16;
+/// Nesting of types, through their names, that tells schemas apart; deeper values cannot be read.
+const FINGERPRINT_DEPTH_MAX: usize = 4 * DEPTH_MAX;
 
 /// A type's shape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,13 +49,13 @@ pub enum Type {
     /// Byte string (`bytes::Bytes`).
     Bytes,
     /// `Option<T>`.
-    Option(Box<Type>),
+    Option(#[serde(deserialize_with = "nested")] Box<Type>),
     /// Sequence of unknown length.
-    Seq(Box<Type>),
+    Seq(#[serde(deserialize_with = "nested")] Box<Type>),
     /// Tuple or array: elements in order, no length on the wire.
-    Tuple(Vec<Type>),
+    Tuple(#[serde(deserialize_with = "nested")] Vec<Type>),
     /// Map.
-    Map(Box<Type>, Box<Type>),
+    Map(#[serde(deserialize_with = "nested")] Box<Type>, #[serde(deserialize_with = "nested")] Box<Type>),
     /// A named type, to be looked up in [`Types`].
     Named(String),
 }
@@ -83,7 +90,28 @@ pub struct Variant {
     /// Name as serde sees it.
     pub name: String,
     /// What it carries.
+    #[serde(deserialize_with = "nested")]
     pub shape: Shape,
+}
+
+/// Decodes a part of a type, at most [`DEPTH_MAX`] deep: a stored schema is not believed.
+fn nested<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+    thread_local! {
+        static DEPTH: Cell<usize> = const { Cell::new(0) };
+    }
+    struct Up(usize);
+    impl Drop for Up {
+        fn drop(&mut self) {
+            DEPTH.set(self.0);
+        }
+    }
+    let depth = DEPTH.get();
+    if depth == DEPTH_MAX {
+        return Err(serde::de::Error::custom(SchemaError::TooDeep));
+    }
+    DEPTH.set(depth + 1);
+    let _up = Up(depth);
+    T::deserialize(from)
 }
 
 /// Named types, by name.
@@ -156,6 +184,9 @@ pub enum SchemaError {
     /// Values are nested deeper than [`DEPTH_MAX`].
     #[error("values are nested deeper than {DEPTH_MAX}")]
     TooDeep,
+    /// There are more values than bytes for them.
+    #[error("there are far more values than bytes")]
+    TooMany,
     /// The schema names a type that it does not hold.
     #[error("the schema lacks the type {0:?}")]
     UnknownType(String),
@@ -201,12 +232,42 @@ impl Schema {
         Self { root: T::schema(&mut types), types }
     }
 
+    /// Decodes a stored schema that takes all the bytes.
+    ///
+    /// # Errors
+    /// [`SchemaError::Bytes`], also for types nested deeper than [`DEPTH_MAX`], or
+    /// [`SchemaError::BytesLeft`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, SchemaError> {
+        match postcard::take_from_bytes(bytes)? {
+            (schema, []) => Ok(schema),
+            (_, rest) => Err(SchemaError::BytesLeft(rest.len())),
+        }
+    }
+
+    /// Whether few bytes can make a decoder that does not know of it nest without end or run for ever:
+    /// a type contains itself, or a sequence has elements that take no bytes.
+    #[must_use]
+    pub fn is_explosive(&self) -> bool {
+        let mut walk = Walk { types: &self.types, open: Vec::new(), explosive: false };
+        walk.takes_bytes(&self.root);
+        walk.explosive
+    }
+
+    /// Checks postcard bytes written with this schema without making a value of them.
+    ///
+    /// # Errors
+    /// What does not fit; [`SchemaError::TooDeep`] for what could not be read back.
+    pub fn check(&self, bytes: &[u8]) -> Result<(), SchemaError> {
+        self.read::<IgnoredAny>(bytes).map(drop)
+    }
+
     /// A number that differs between schemas of different meaning: the low half of the frozen 128-bit
     /// hash over the shapes, in the order in which they are met. Names of fields and variants count,
     /// names of types do not, so that renaming a type changes nothing. Frozen by a test.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
-        let mut canonical = Canonical { types: &self.types, numbers: BTreeMap::new(), shapes: Vec::new() };
+        let (numbers, shapes) = (BTreeMap::new(), Vec::new());
+        let mut canonical = Canonical { types: &self.types, numbers, shapes, depth: 0 };
         let root = canonical.ty(&self.root);
         let bytes = postcard::to_stdvec(&(root, canonical.shapes))
             .unwrap_or_else(|error| unreachable!("a schema always encodes: {error}"));
@@ -239,10 +300,21 @@ struct Canonical<'s> {
     types: &'s Types,
     numbers: BTreeMap<&'s str, usize>,
     shapes: Vec<Shape>,
+    depth: usize,
 }
 
 impl<'s> Canonical<'s> {
     fn ty(&mut self, ty: &'s Type) -> Type {
+        if self.depth == FINGERPRINT_DEPTH_MAX {
+            return Type::Unit;
+        }
+        self.depth += 1;
+        let numbered = self.numbered(ty);
+        self.depth -= 1;
+        numbered
+    }
+
+    fn numbered(&mut self, ty: &'s Type) -> Type {
         match ty {
             Type::Named(name) => {
                 if let Some(number) = self.numbers.get(name.as_str()) {
@@ -282,6 +354,69 @@ impl<'s> Canonical<'s> {
             Shape::Enum(variants) => {
                 let variant = |v: &'s Variant| Variant { name: v.name.clone(), shape: self.shape(&v.shape) };
                 Shape::Enum(variants.iter().map(variant).collect())
+            }
+        }
+    }
+}
+
+/// Looks for what [`Schema::is_explosive`] tells.
+struct Walk<'s> {
+    types: &'s Types,
+    /// Named types that are being looked at.
+    open: Vec<&'s str>,
+    explosive: bool,
+}
+
+impl<'s> Walk<'s> {
+    /// Whether every value of the type takes at least one byte.
+    fn takes_bytes(&mut self, ty: &'s Type) -> bool {
+        match ty {
+            Type::Unit => false,
+            Type::Option(inner) => {
+                self.takes_bytes(inner);
+                true
+            }
+            Type::Seq(inner) => {
+                self.explosive |= !self.takes_bytes(inner);
+                true
+            }
+            Type::Map(key, value) => {
+                let (key, value) = (self.takes_bytes(key), self.takes_bytes(value));
+                self.explosive |= !key && !value;
+                true
+            }
+            Type::Tuple(inner) => self.any(inner),
+            Type::Named(name) if self.open.contains(&name.as_str()) => {
+                self.explosive = true;
+                true
+            }
+            Type::Named(name) => {
+                let Some(shape) = self.types.by_name.get(name) else { return true };
+                self.open.push(name);
+                let takes = self.shape(shape);
+                self.open.pop();
+                takes
+            }
+            _ => true,
+        }
+    }
+
+    /// Looks at all of them.
+    fn any(&mut self, types: impl IntoIterator<Item = &'s Type>) -> bool {
+        types.into_iter().fold(false, |any, ty| self.takes_bytes(ty) | any)
+    }
+
+    fn shape(&mut self, shape: &'s Shape) -> bool {
+        match shape {
+            Shape::Unit => false,
+            Shape::Newtype(inner) => self.takes_bytes(inner),
+            Shape::Tuple(inner) => self.any(inner),
+            Shape::Struct(fields) => self.any(fields.iter().map(|field| &field.ty)),
+            Shape::Enum(variants) => {
+                for variant in variants {
+                    self.shape(&variant.shape);
+                }
+                true
             }
         }
     }

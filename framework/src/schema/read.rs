@@ -10,7 +10,9 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-use super::{DEPTH_MAX, EMPTY_ELEMENTS_MAX, Field, SchemaError, Shape, Type, Types, Variant};
+use super::{
+    DEPTH_MAX, EMPTY_ELEMENTS_MAX, Field, SchemaError, Shape, Type, Types, VALUES_PER_BYTE_MAX, Variant,
+};
 
 const BYTE: &Type = &Type::Uint(8);
 
@@ -19,6 +21,8 @@ pub(super) struct Reader<'s, 'de> {
     types: &'s Types,
     rest: &'de [u8],
     depth: usize,
+    /// Values that may still be looked at.
+    values: u64,
 }
 
 /// A place in a schema.
@@ -44,7 +48,8 @@ pub(super) enum Wire<'s> {
 
 impl<'s, 'de> Reader<'s, 'de> {
     pub(super) fn new(types: &'s Types, bytes: &'de [u8]) -> Self {
-        Self { types, rest: bytes, depth: 0 }
+        let values = VALUES_PER_BYTE_MAX * bytes.len() as u64 + 2 * EMPTY_ELEMENTS_MAX;
+        Self { types, rest: bytes, depth: 0, values }
     }
 
     /// Reads one value that takes all the bytes.
@@ -61,7 +66,8 @@ impl<'s, 'de> Reader<'s, 'de> {
     }
 
     /// Looks through names and newtypes.
-    pub(super) fn resolve(&self, mut node: Node<'s>) -> Result<Wire<'s>, SchemaError> {
+    pub(super) fn resolve(&mut self, mut node: Node<'s>) -> Result<Wire<'s>, SchemaError> {
+        self.values = self.values.checked_sub(1).ok_or(SchemaError::TooMany)?;
         for _ in 0..DEPTH_MAX {
             node = match node {
                 Node::Type(Type::Named(name)) => {
@@ -130,7 +136,7 @@ pub(super) struct Value<'r, 's, 'de> {
 }
 
 impl<'s, 'de> Value<'_, 's, 'de> {
-    fn wire(&self) -> Result<Wire<'s>, SchemaError> {
+    fn wire(&mut self) -> Result<Wire<'s>, SchemaError> {
         self.reader.resolve(self.node)
     }
 
@@ -204,13 +210,13 @@ impl<'de> Deserializer<'de> for Value<'_, '_, 'de> {
         false
     }
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, SchemaError> {
+    fn deserialize_any<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, SchemaError> {
         let wire = self.wire()?;
         self.drive(wire, visitor)
     }
 
     /// A value that was not optional yet is `Some`.
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, SchemaError> {
+    fn deserialize_option<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, SchemaError> {
         match self.wire()? {
             wire @ Wire::Option(_) => self.drive(wire, visitor),
             _ => visitor.visit_some(self),
@@ -227,7 +233,7 @@ impl<'de> Deserializer<'de> for Value<'_, '_, 'de> {
 
     /// A unit struct or variant may have got fields.
     fn deserialize_struct<V: Visitor<'de>>(
-        self,
+        mut self,
         _: &'static str,
         _: &'static [&'static str],
         visitor: V,
@@ -239,7 +245,7 @@ impl<'de> Deserializer<'de> for Value<'_, '_, 'de> {
     }
 
     /// `Bytes` may have become `Vec<u8>`.
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, SchemaError> {
+    fn deserialize_seq<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, SchemaError> {
         match self.wire()? {
             Wire::Bytes => self.drive(Wire::Seq(BYTE), visitor),
             wire => self.drive(wire, visitor),
@@ -247,7 +253,7 @@ impl<'de> Deserializer<'de> for Value<'_, '_, 'de> {
     }
 
     /// serde would round a wider number.
-    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, SchemaError> {
+    fn deserialize_f32<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, SchemaError> {
         match self.wire()? {
             wire @ Wire::Scalar(Type::F32 | Type::Int(..=16) | Type::Uint(..=16)) => {
                 self.drive(wire, visitor)
@@ -257,7 +263,7 @@ impl<'de> Deserializer<'de> for Value<'_, '_, 'de> {
     }
 
     /// serde would round a wider number.
-    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, SchemaError> {
+    fn deserialize_f64<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, SchemaError> {
         match self.wire()? {
             wire @ Wire::Scalar(Type::F32 | Type::F64 | Type::Int(..=32) | Type::Uint(..=32)) => {
                 self.drive(wire, visitor)

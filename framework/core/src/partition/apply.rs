@@ -20,6 +20,8 @@ use crate::time::Millis;
 
 /// Largest batch that is read from the log, in bytes.
 pub const ENTRY_BYTES_MAX: usize = 900 * 1024;
+/// Highest number of a record or message in a checkpoint; counting never gets there.
+const COUNT_MAX: u64 = 1 << 62;
 
 /// A message in the outbox: who sent it and what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -133,6 +135,12 @@ impl Partition {
     #[must_use]
     pub fn applied_from(&self, from: PartitionId) -> u64 {
         self.inbound.get(&from).copied().unwrap_or(0)
+    }
+
+    /// Whether the cluster has such a partition.
+    #[must_use]
+    pub fn has(&self, partition: PartitionId) -> bool {
+        partition.0 < self.partitions.get()
     }
 
     /// The partition of an actor.
@@ -307,12 +315,20 @@ impl StateMachine for Partition {
     }
 }
 
-/// Reads the meta state of a checkpoint; `None` when the bytes are not one.
+/// Reads the meta state of a checkpoint; `None` when the bytes are not one, or one that no log leads to.
 #[must_use]
 pub fn read_meta(bytes: &[u8]) -> Option<Partition> {
-    match postcard::take_from_bytes(bytes) {
-        Ok((partition, [])) => Some(partition),
+    match postcard::take_from_bytes::<Partition>(bytes) {
+        Ok((partition, [])) if partition.is_plausible() => Some(partition),
         _ => None,
+    }
+}
+
+impl Partition {
+    /// Whether its numbers keep their rules and leave room to count on.
+    fn is_plausible(&self) -> bool {
+        let lines = self.outbox.values().all(|line| line.acked <= line.last && line.last <= COUNT_MAX);
+        lines && self.next_seq.0 <= COUNT_MAX && self.inbound.values().all(|seq| *seq <= COUNT_MAX)
     }
 }
 
@@ -324,8 +340,8 @@ pub fn read_batch(entry: &[u8]) -> Result<Batch, Refusal> {
     if entry.len() > ENTRY_BYTES_MAX {
         return Err(Refusal::Unreadable);
     }
-    match postcard::take_from_bytes(entry) {
-        Ok((batch, [])) => Ok(batch),
+    match postcard::take_from_bytes::<Batch>(entry) {
+        Ok((batch, [])) if batch.keys_fit() => Ok(batch),
         _ => Err(Refusal::Unreadable),
     }
 }

@@ -17,6 +17,15 @@ use crate::time::Millis;
 /// up far earlier, see `call::CALL_TIMEOUT_MAX` of the framework.
 pub const SESSION_SILENCE_MS_MAX: u64 = 10 * 60 * 1000;
 
+/// Bytes of replies that a partition keeps for all sessions, each with what it costs beside its bytes. With
+/// more, new calls are refused: the table is in memory on every replica and travels whole in a snapshot.
+pub const KEPT_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// The same for one session, so that one that acknowledges nothing does not take it all.
+pub const SESSION_KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Cost of a session and of a reply beside its bytes.
+const SESSION_BYTES: usize = 64;
+const REPLY_BYTES: usize = 32;
+
 /// What is known of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Known {
@@ -30,10 +39,14 @@ pub enum Known {
 
 /// Sessions and their unacknowledged replies.
 ///
-/// Invariant: no reply has a number below its session's mark, and marks never go back.
+/// Invariants: no reply has a number below its session's mark, and marks never go back. `bytes` is the sum
+/// of the sessions' costs, a session's `bytes` that of its own.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Stored")]
 pub struct Dedup {
     sessions: BTreeMap<SessionId, Session>,
+    #[serde(skip)]
+    bytes: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +54,28 @@ struct Session {
     acknowledged_below: u64,
     last_seen: Millis,
     replies: BTreeMap<u64, Bytes>,
+    #[serde(skip)]
+    bytes: usize,
+}
+
+/// As it stands in a checkpoint.
+#[derive(Deserialize)]
+struct Stored {
+    sessions: BTreeMap<SessionId, Session>,
+}
+
+impl From<Stored> for Dedup {
+    fn from(Stored { mut sessions }: Stored) -> Self {
+        for session in sessions.values_mut() {
+            session.bytes = SESSION_BYTES + cost(session.replies.values());
+        }
+        let bytes = sessions.values().map(|session| session.bytes).sum();
+        Self { sessions, bytes }
+    }
+}
+
+fn cost<'a>(replies: impl Iterator<Item = &'a Bytes>) -> usize {
+    replies.map(|reply| REPLY_BYTES + reply.len()).sum()
 }
 
 impl Dedup {
@@ -54,21 +89,40 @@ impl Dedup {
         session.replies.get(&request.seq).map_or(Known::Fresh, |reply| Known::Answered(reply.clone()))
     }
 
+    /// Whether there is room for the reply to another call of a session that has acknowledged everything
+    /// below `ack_below`.
+    #[must_use]
+    pub fn has_room(&self, session: SessionId, ack_below: u64) -> bool {
+        let known = self.sessions.get(&session);
+        let own = known.map_or(0, |session| session.bytes);
+        if self.bytes < KEPT_BYTES_MAX && own < SESSION_KEPT_BYTES_MAX {
+            return true;
+        }
+        // What it acknowledges with this call is about to go.
+        let freed = known.map_or(0, |session| cost(session.replies.range(..ack_below).map(|(_, r)| r)));
+        self.bytes - freed < KEPT_BYTES_MAX && own - freed < SESSION_KEPT_BYTES_MAX
+    }
+
     /// Keeps a reply and forgets those the session has acknowledged.
     pub fn keep(&mut self, request: RequestId, ack_below: u64, reply: Bytes, now: Millis) {
-        let session = self.sessions.entry(request.session).or_insert_with(|| Session {
-            acknowledged_below: 0,
-            last_seen: now,
-            replies: BTreeMap::new(),
+        let session = self.sessions.entry(request.session).or_insert_with(|| {
+            self.bytes += SESSION_BYTES;
+            Session { acknowledged_below: 0, last_seen: now, replies: BTreeMap::new(), bytes: SESSION_BYTES }
         });
+        let before = session.bytes;
         session.last_seen = session.last_seen.max(now);
         if ack_below > session.acknowledged_below {
             session.acknowledged_below = ack_below;
-            session.replies = session.replies.split_off(&ack_below);
+            let kept = session.replies.split_off(&ack_below);
+            session.bytes -= cost(session.replies.values());
+            session.replies = kept;
         }
         if request.seq >= session.acknowledged_below {
-            session.replies.insert(request.seq, reply);
+            session.bytes += cost(std::iter::once(&reply));
+            let replaced = session.replies.insert(request.seq, reply);
+            session.bytes -= cost(replaced.iter());
         }
+        self.bytes = self.bytes + session.bytes - before;
     }
 
     /// Sessions that have been silent for too long at `now`, at most `count` of them.
@@ -80,7 +134,9 @@ impl Dedup {
 
     /// Forgets a session.
     pub fn forget(&mut self, session: SessionId) {
-        self.sessions.remove(&session);
+        if let Some(session) = self.sessions.remove(&session) {
+            self.bytes -= session.bytes;
+        }
     }
 
     /// Sessions known.
@@ -123,6 +179,34 @@ mod tests {
         assert_eq!(dedup.look_up(request(4)), Known::Forgotten);
         dedup.keep(request(3), 2, Bytes::new(), Millis(1));
         assert_eq!(dedup.look_up(request(3)), Known::Forgotten);
+    }
+
+    #[test]
+    fn a_session_that_acknowledges_nothing_runs_out_of_room_and_others_do_not() {
+        let mut dedup = Dedup::default();
+        let large = Bytes::from(vec![7; 1 << 20]);
+        let hog = |dedup: &mut Dedup, session| {
+            let mut seq = 0;
+            while dedup.has_room(SessionId(session), 0) {
+                dedup.keep(RequestId { session: SessionId(session), seq }, 0, large.clone(), Millis(seq));
+                seq += 1;
+            }
+            seq
+        };
+        assert_eq!(hog(&mut dedup, 1), 16);
+        assert!(dedup.has_room(SessionId(2), 0), "another session has room");
+        assert!(dedup.has_room(SessionId(1), 1), "what it acknowledges makes room");
+        dedup.keep(RequestId { session: SessionId(1), seq: 15 }, 1, large.clone(), Millis(9));
+        assert!(dedup.has_room(SessionId(1), 1), "a reply that is kept again counts once");
+        assert_eq!(hog(&mut dedup, 2), 16);
+        assert_eq!(hog(&mut dedup, 3), 1);
+        assert!(!dedup.has_room(SessionId(4), 0), "all room is taken");
+        let stored = postcard::to_stdvec(&dedup).unwrap();
+        assert_eq!(postcard::from_bytes::<Dedup>(&stored).unwrap(), dedup);
+        for session in 1..=3 {
+            dedup.forget(SessionId(session));
+        }
+        assert_eq!((dedup.bytes, dedup.has_room(SessionId(4), 0)), (0, true));
     }
 
     #[test]

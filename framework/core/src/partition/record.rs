@@ -14,6 +14,8 @@ use crate::time::Millis;
 pub const RECORD_BYTES_MAX: usize = 512 * 1024;
 /// A batch is closed when its records reach this size, in bytes.
 pub const BATCH_BYTES_MAX: usize = 256 * 1024;
+/// Longest name of a reminder in a record, in bytes; it is part of a row's key.
+pub const NAME_BYTES_MAX: usize = 1024;
 /// Most records in a batch.
 pub const BATCH_RECORDS_MAX: usize = 2048;
 
@@ -28,6 +30,26 @@ pub struct Batch {
     pub time: Millis,
     /// The records, in the order of their turns.
     pub records: Vec<Record>,
+}
+
+impl Batch {
+    /// Whether every row that applying it makes has a key of possible length.
+    #[must_use]
+    pub fn keys_fit(&self) -> bool {
+        self.records.iter().all(|record| match record {
+            Record::Turn(turn) => {
+                let cause = match &turn.cause {
+                    Cause::Reminder { name, .. } => Some(name),
+                    Cause::Call { .. } | Cause::Message { .. } => None,
+                };
+                let changes = turn.reminders.iter().map(|change| match change {
+                    ReminderChange::Set { name, .. } | ReminderChange::Cancel { name, .. } => name,
+                });
+                cause.into_iter().chain(changes).all(|name| name.len() <= NAME_BYTES_MAX)
+            }
+            _ => true,
+        })
+    }
 }
 
 /// One change of a partition.

@@ -31,6 +31,9 @@ const APPENDS_IN_FLIGHT_MAX: usize = 256;
 const APPLY_BYTES_MAX: u64 = 1024 * 1024;
 /// Bytes of a read context: epoch and the host's number.
 const READ_CONTEXT_BYTES: usize = 16;
+/// Highest term and index taken from others. Counting never gets there; a forged one that did would leave
+/// no next one.
+const POSITION_MAX: u64 = 1 << 62;
 /// Entries a follower may be behind when a hand-over is forced.
 const TRANSFER_LAG_MAX: u64 = 256;
 
@@ -234,22 +237,27 @@ impl Group {
             MessageKind::Append => {
                 let mut at = m.index.0;
                 let mut term = m.log_term;
-                m.entries.iter().all(|e| {
-                    let follows = at.checked_add(1) == Some(e.index.0)
-                        && e.term >= term
-                        && e.term.0 > 0
-                        && e.term <= m.term;
-                    (at, term) = (e.index.0, e.term);
-                    follows && e.kind == EntryKind::Normal
-                })
+                // To raft-rs term 0 matches whatever is not in the log.
+                let anchored = term.0 > 0 || at == 0;
+                anchored
+                    && m.entries.iter().all(|e| {
+                        let follows = at.checked_add(1) == Some(e.index.0)
+                            && e.term >= term
+                            && e.term.0 > 0
+                            && e.term <= m.term;
+                        (at, term) = (e.index.0, e.term);
+                        follows && e.kind == EntryKind::Normal
+                    })
             }
-            MessageKind::AppendResponse => m.reject || m.index <= last,
+            MessageKind::AppendResponse => m.index <= last,
             MessageKind::Heartbeat => m.commit <= last,
             MessageKind::HeartbeatResponse => m.context.len() <= READ_CONTEXT_BYTES,
             MessageKind::Snapshot => m.snapshot.as_ref().is_some_and(|s| {
                 let mut voters: Vec<u64> = s.voters.iter().map(|v| v.0).collect();
                 voters.sort_unstable();
-                s.index.0 > 0 && s.term.0 > 0 && voters == self.tail().voters()
+                (1..=POSITION_MAX).contains(&s.index.0)
+                    && (1..=m.term.0).contains(&s.term.0)
+                    && voters == self.tail().voters()
             }),
             MessageKind::RequestVote
             | MessageKind::RequestVoteResponse
@@ -257,7 +265,9 @@ impl Group {
             | MessageKind::RequestPreVoteResponse
             | MessageKind::TimeoutNow => true,
         };
-        if sound && m.term.0 > 0 { Ok(()) } else { Err(Dropped::Implausible) }
+        // All campaign with priority 0; another one would have raft-rs refuse a vote in term 0, and panic.
+        let known = (1..=POSITION_MAX).contains(&m.term.0) && m.index.0 <= POSITION_MAX && m.priority == 0;
+        if sound && known { Ok(()) } else { Err(Dropped::Implausible) }
     }
 
     /// Takes a proposal or refuses it; a refusal within the current epoch poisons it. Returns

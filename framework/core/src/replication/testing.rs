@@ -78,6 +78,7 @@ pub(super) struct Node {
     alive: bool,
 }
 
+#[derive(Clone)]
 struct Flying {
     from: MemberId,
     to: MemberId,
@@ -89,6 +90,8 @@ struct Flying {
 pub(super) struct Net {
     nodes: BTreeMap<MemberId, Node>,
     queue: VecDeque<Flying>,
+    /// Every message that was ever sent, if they are to be sent again.
+    history: Option<Vec<Flying>>,
     cut: BTreeSet<(MemberId, MemberId)>,
     seed: u64,
     tune: fn(&mut DriverConfig),
@@ -111,6 +114,7 @@ impl Net {
         let mut net = Self {
             nodes: BTreeMap::new(),
             queue: VecDeque::new(),
+            history: None,
             cut: BTreeSet::new(),
             seed,
             tune,
@@ -185,11 +189,36 @@ impl Net {
         self.cut.clear();
     }
 
+    /// Keeps every message from now on, for [`Net::send_again`].
+    pub(super) fn keep_history(&mut self) {
+        self.history = Some(Vec::new());
+    }
+
+    /// Puts an old message before others that are on their way.
+    pub(super) fn send_again(&mut self, choice: usize, before: usize) {
+        let Some(history) = self.history.as_ref().filter(|h| !h.is_empty()) else { return };
+        let again = history[choice % history.len()].clone();
+        self.queue.insert(before % (self.queue.len() + 1), again);
+    }
+
+    /// Lets one message overtake those before it.
+    pub(super) fn overtake(&mut self, choice: usize) {
+        if let Some(at) = choice.checked_rem(self.queue.len())
+            && let Some(first) = self.queue.remove(at)
+        {
+            self.queue.push_front(first);
+        }
+    }
+
     fn send(&mut self, from: MemberId, out: Vec<Outgoing>, rows: Option<Vec<u8>>) {
         for Outgoing { to, group, message } in out {
             self.trace.push(format!("{from}->{to} {:?} {} {}", message.kind, message.term, message.index));
             if !self.cut.contains(&(from, to)) && self.nodes[&to].alive {
-                self.queue.push_back(Flying { from, to, group, message, rows: rows.clone() });
+                let flying = Flying { from, to, group, message, rows: rows.clone() };
+                if let Some(history) = &mut self.history {
+                    history.push(flying.clone());
+                }
+                self.queue.push_back(flying);
             }
         }
     }

@@ -1,0 +1,161 @@
+//! What stands in the log, in rows and in snapshots.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use perennial_core::hash::PartitionCount;
+use perennial_core::id::{ActorId, LogIndex, PartitionId, RecordSeq, RequestId, SessionId, Term};
+use perennial_core::partition::Partition;
+use perennial_core::partition::apply::read_meta;
+use perennial_core::partition::record::{Batch, Cause, Keep, Message, Record, ReminderChange, Turn};
+use perennial_core::partition::rows as keys;
+use perennial_core::replication::StateMachine;
+use perennial_core::time::Millis;
+
+use super::survives;
+use crate::replica::fuzz as replica;
+
+fn actor() -> ActorId {
+    "Cart/alice".parse().expect("a valid name")
+}
+
+fn message() -> Message {
+    Message { target: actor(), method: "add".into(), args: Bytes::from_static(b"args") }
+}
+
+/// One batch with every kind of record.
+fn batch() -> Batch {
+    let request = RequestId { session: SessionId(7), seq: 3 };
+    let reply = Bytes::from_static(b"reply");
+    let turn = |cause| {
+        Record::Turn(Box::new(Turn {
+            actor: actor(),
+            cause,
+            state: Some(Bytes::from_static(b"state")),
+            sends: vec![message()],
+            reminders: vec![
+                ReminderChange::Set {
+                    name: "tick".into(),
+                    due: Millis(9),
+                    message: message(),
+                    replaces: Some(Millis(8)),
+                },
+                ReminderChange::Cancel { name: "tock".into(), replaces: None },
+            ],
+            events: vec![Bytes::from_static(b"event")],
+        }))
+    };
+    let keep = Keep::UntilAcknowledged;
+    Batch {
+        epoch: Term(2),
+        first_seq: RecordSeq(0),
+        time: Millis(1000),
+        records: vec![
+            turn(Cause::Call { request, ack_below: 1, keep, reply: reply.clone() }),
+            turn(Cause::Call { request, ack_below: 0, keep: Keep::Until(Millis(5)), reply }),
+            turn(Cause::Message { from: PartitionId(1), seq: 1 }),
+            turn(Cause::Reminder { name: "tick".into(), due: Millis(9) }),
+            Record::OutboxAcked { to: PartitionId(1), upto: 1 },
+            Record::KeysForgotten(vec![(Millis(5), request)]),
+            Record::SessionsForgotten(vec![SessionId(8)]),
+            Record::Schema { fingerprint: 5, schema: Bytes::from_static(b"schema") },
+            Record::EventsTrimmed { actor: actor(), below: LogIndex(4) },
+        ],
+    }
+}
+
+fn partition() -> Partition {
+    Partition::new(PartitionCount::try_from(4).expect("a power of two"))
+}
+
+/// Applies entries to a replica and, from a checkpoint half-way, to another one.
+fn apply(mut machine: Partition, term: Term, entry: &[u8]) {
+    let mut rows = Vec::new();
+    machine.apply(term, LogIndex(1), entry, &mut rows);
+    let mut other = partition();
+    other.restore(&machine.checkpoint()).expect("a checkpoint can be restored");
+    assert_eq!(other, machine, "a checkpoint lost something");
+    let (mut rows, mut others) = (Vec::new(), Vec::new());
+    machine.apply(term, LogIndex(2), entry, &mut rows);
+    other.apply(term, LogIndex(2), entry, &mut others);
+    assert_eq!((&other, &others), (&machine, &rows), "replicas differ");
+    assert!(rows.is_empty() || machine.next_record() == RecordSeq(0), "a batch was applied twice");
+}
+
+/// An entry of a partition.
+pub(super) fn batches(bytes: &[u8]) {
+    // The epoch in the entry decides whether it is taken at all: half of the time it is the right one.
+    let term = postcard::take_from_bytes::<Batch>(bytes).map_or(Term(2), |(batch, _)| batch.epoch);
+    if let Ok((batch, [])) = postcard::take_from_bytes::<Batch>(bytes) {
+        survives(&batch);
+    }
+    apply(partition(), term, bytes);
+    apply(partition(), Term(2), bytes);
+}
+
+pub(super) fn batch_seeds() -> Vec<Vec<u8>> {
+    let encode = |batch: &Batch| postcard::to_stdvec(batch).expect("a batch encodes");
+    let whole = batch();
+    let single = |record: &Record| encode(&Batch { records: vec![record.clone()], ..whole.clone() });
+    whole.records.iter().map(single).chain([encode(&whole)]).collect()
+}
+
+/// The meta state of a checkpoint or snapshot.
+pub(super) fn metas(bytes: &[u8]) {
+    if let Some(meta) = read_meta(bytes) {
+        survives(&meta);
+        let ours: BTreeMap<_, _> = meta.lines().collect();
+        assert!(ours.values().all(|line| line.acked < line.last), "a line without messages is named");
+        let _ = meta.dedup().silent(Millis(u64::MAX), 10);
+        for epoch in [Term(2), Term(u64::MAX)] {
+            let entry = Batch { epoch, first_seq: meta.next_seq(epoch), ..batch() };
+            let entry = postcard::to_stdvec(&entry).expect("a batch encodes");
+            let (mut machine, mut rows) = (meta.clone(), Vec::new());
+            machine.apply(epoch, LogIndex(7), &entry, &mut rows);
+        }
+    }
+    crate::node::fuzz::restore_system(bytes);
+}
+
+pub(super) fn meta_seeds() -> Vec<Vec<u8>> {
+    let mut machine = partition();
+    let empty = machine.checkpoint();
+    let entry = postcard::to_stdvec(&batch()).expect("a batch encodes");
+    machine.apply(Term(2), LogIndex(1), &entry, &mut Vec::new());
+    vec![empty, machine.checkpoint(), crate::node::fuzz::system_seed()]
+}
+
+/// Keys of rows, and rows on their way in a snapshot.
+pub(super) fn rows(bytes: &[u8]) {
+    if let Some(actor) = keys::state_actor(bytes) {
+        assert_eq!(keys::state(&actor), bytes);
+    }
+    if let Some((until, request)) = keys::read_kept_until(bytes) {
+        assert_eq!(keys::kept_until(until, request), bytes);
+    }
+    if let Some((due, actor, name)) = keys::read_reminder_due(bytes) {
+        assert_eq!(keys::reminder_due(due, &actor, &name), bytes);
+    }
+    let _ = keys::read_event(bytes);
+    replica::read_rows(bytes);
+}
+
+pub(super) fn row_seeds() -> Vec<Vec<u8>> {
+    let request = RequestId { session: SessionId(7), seq: 3 };
+    vec![
+        keys::state(&actor()),
+        keys::kept_until(Millis(5), request),
+        keys::reminder_due(Millis(5), &actor(), "tick"),
+        keys::event(&actor(), LogIndex(4), 2),
+        replica::row_seed(),
+    ]
+}
+
+/// Chunks of snapshots: the bytes are cut into several, each behind two bytes of length.
+pub(super) fn chunks(bytes: &[u8]) {
+    replica::stage(bytes);
+}
+
+pub(super) fn chunk_seeds() -> Vec<Vec<u8>> {
+    replica::chunk_seeds()
+}
