@@ -297,7 +297,8 @@ impl Router {
                         limit: FRAME_BYTES_MAX as u64,
                     })),
                     Err(error) if error.may_have_been_received() => Attempt::Lost,
-                    Err(_) => Attempt::Unreached,
+                    // Perhaps it has been down for as long as this node runs, so that nobody said so.
+                    Err(_) => Attempt::Declined { by: member, cut_off: None },
                 }
             }
             Some(Decision::NoLeader { .. }) => Attempt::Nobody,
@@ -505,6 +506,7 @@ impl Router {
                     declined.push(member);
                 }
                 Ok(_) => return Err(unavailable("its leader has changed")),
+                Err(LinkError::NoLink) => declined.push(member),
                 Err(error) => return Err(unavailable(&error.to_string())),
             }
         }
