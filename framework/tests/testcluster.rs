@@ -125,7 +125,7 @@ async fn a_minority_refuses_while_the_majority_serves() {
     let refused = beside.get::<Counter>("a").add(1).timeout(LONG).await;
     assert!(matches!(&refused, Err(Fault::Unavailable { .. })), "{refused:?}");
     assert_eq!(cluster.get::<Counter>("a").add(1).timeout(LONG).await, Ok(1));
-    cluster.heal();
+    cluster.heal().await;
     assert_eq!(beside.get::<Counter>("a").add(1).timeout(LONG).await, Ok(2));
 }
 
@@ -140,7 +140,7 @@ async fn an_owner_that_is_cut_off_is_one_no_more() {
     // The client still reaches the owner of before, which must not answer from what it has.
     assert_eq!(counter.add(1).timeout(LONG).await, Ok(1));
     assert_eq!(counter.value().timeout(LONG).await, Ok(1));
-    cluster.heal();
+    cluster.heal().await;
     assert_eq!(counter.add(1).timeout(LONG).await, Ok(2));
 }
 

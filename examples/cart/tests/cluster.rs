@@ -83,7 +83,7 @@ async fn a_node_that_is_cut_off_sells_nothing() {
     assert_eq!(fault.applied(), perennial::error::Applied::No);
     assert_eq!(cluster.get::<Cart>("alice").count().timeout(LONG).await, Ok(2), "the majority serves");
 
-    cluster.heal();
+    cluster.heal().await;
     assert_eq!(customer.get::<Cart>("alice").add("tea".into(), 1, 250).timeout(LONG).await, Ok(3));
     cluster.settle().await;
     let level = cluster.get::<Stock>("tea").level().timeout(LONG).await;

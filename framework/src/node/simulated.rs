@@ -147,6 +147,11 @@ impl Node {
         self.inner.hosts.get(partition).map(|host| host.epoch)
     }
 
+    /// Whether it has links to another node.
+    pub(crate) fn is_linked(&self, node: &NodeId) -> bool {
+        self.inner.transport.get().is_some_and(|transport| transport.is_up(node))
+    }
+
     /// What is applied here.
     pub(crate) fn rows(&self) -> Option<Arc<dyn RowStore>> {
         self.inner.replica().map(ReplicaHandle::rows)

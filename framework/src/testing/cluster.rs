@@ -250,15 +250,15 @@ impl TestCluster {
         self.world.slot(node).disk.kill();
     }
 
-    /// Starts a node that was killed, drained or has lost its power, on its disk as it is. Returns when it runs;
-    /// it takes part as soon as others reach it.
+    /// Starts a node that was killed, drained or has lost its power, on its disk as it is. Returns when it
+    /// runs and is linked to the nodes it can reach.
     ///
     /// # Panics
     /// When it runs already, or cannot use its disk.
     pub async fn restart(&self, node: usize) {
         self.world.start(node);
-        let runs = || self.world.up(node).map(drop);
-        self.world.until(|| format!("{} does not start", self.world.name(node)), runs).await;
+        let linked = || self.world.linked(node);
+        self.world.until(|| format!("{} is not linked", self.world.name(node)), linked).await;
     }
 
     /// Starts all nodes that are down and waits until every node is ready.
@@ -324,14 +324,18 @@ impl TestCluster {
         self.partition(&[node], &self.others(&[node]));
     }
 
-    /// Makes the network whole again, for nodes and for clients. What is down or paused stays so.
-    pub fn heal(&self) {
+    /// Makes the network whole again, for nodes and for clients. Returns when the nodes that run are linked;
+    /// what is down or paused stays so.
+    pub async fn heal(&self) {
         let world = &self.world;
         for (a, b) in std::mem::take(&mut *lock(&world.cuts)) {
             world.hub.heal(&world.slot(a).id, &world.slot(b).id);
         }
         for client in lock(&world.clients).iter() {
             world.machines.iter().for_each(|slot| world.hub.heal(client, &slot.id));
+        }
+        for node in self.nodes() {
+            world.until(|| format!("{} has no links", world.name(node)), || world.linked(node)).await;
         }
     }
 
@@ -511,6 +515,19 @@ impl World {
 
     fn ready(&self, node: usize) -> Option<()> {
         self.up(node)?.ready().ok()
+    }
+
+    /// A node is linked to all that it can reach, and they to it; or it cannot be.
+    fn linked(&self, node: usize) -> Option<()> {
+        for other in self.nodes() {
+            if node != other && self.reach(node, other) {
+                let (one, two) = (self.up(node)?, self.up(other)?);
+                if !one.is_linked(two.node()) || !two.is_linked(one.node()) {
+                    return None;
+                }
+            }
+        }
+        Some(())
     }
 
     /// Whether two nodes may hear of each other, now or when they have started.

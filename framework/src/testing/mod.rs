@@ -68,7 +68,7 @@
 //! cluster.restart(owner).await;
 //! cluster.partition(&[1], &[2, 3]); // the majority goes on
 //! assert_eq!(counter.add(1).await, Ok(6));
-//! cluster.heal();
+//! cluster.heal().await;
 //! # }
 //! ```
 
