@@ -476,6 +476,8 @@ impl World {
         let start = slot.starts.fetch_add(1, Ordering::Relaxed);
         let now = Clock::System.now().0.saturating_add_signed(*ahead);
         let delays = self.delays.clone();
+        // Drawn, as nodes with related seeds could stand for the same elections at the same moments for ever.
+        let seed = StdRng::seed_from_u64(self.seed ^ start << 8 ^ node as u64).random();
         let machine = Machine {
             node: slot.id.clone(),
             cluster: self.state.clone(),
@@ -484,7 +486,7 @@ impl World {
             disk: slot.disk.clone(),
             pace: Arc::new(move || draw(&delays, DISK_MICROS_MAX)),
             clock: WallClock::new(now),
-            seed: self.seed ^ (node as u64) << 32 ^ start << 40,
+            seed,
             tune,
             witness: None,
             #[cfg(feature = "controls")]
