@@ -693,3 +693,21 @@ async fn finish(end: Ended) {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_of_a_cluster_outlives_it() {
+        let cluster = TestCluster::start(3, App::new("test")).await;
+        cluster.pause(1);
+        cluster.kill(2);
+        let (path, folder) = (cluster.world.folder.path().to_owned(), Arc::downgrade(&cluster.world.folder));
+        assert!(path.exists());
+        drop(cluster);
+        // Each thread held it until its end.
+        assert!(folder.upgrade().is_none());
+        assert!(!path.exists());
+    }
+}
