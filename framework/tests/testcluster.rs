@@ -134,7 +134,11 @@ async fn an_owner_that_is_cut_off_is_one_no_more() {
     let cluster = TestCluster::start(3, app()).await;
     let counter = cluster.get::<Counter>("a");
     let owner = cluster.owner::<Counter>("a").await;
+    let beside = cluster.client_on(&[owner]).await;
     cluster.partition(&[owner], &cluster.others(&[owner]));
+    // It may still think that it leads, but nobody confirms that.
+    let read = beside.get::<Counter>("a").value().timeout(Duration::from_secs(1)).await;
+    assert!(read.is_err(), "{read:?}");
     let next = cluster.owner::<Counter>("a").await;
     assert_ne!(next, owner);
     // The client still reaches the owner of before, which must not answer from what it has.
