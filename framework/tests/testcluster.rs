@@ -68,6 +68,9 @@ async fn calls_reach_the_owner_in_clusters_of_any_size() {
         let (added, node, _) = cluster.get::<Counter>("a").add(2).detailed().await;
         assert_eq!(added, Ok(2));
         assert_eq!(node.unwrap().as_str(), format!("n{owner}"));
+        cluster.kill(owner);
+        cluster.restart(owner).await;
+        assert_eq!(cluster.get::<Counter>("a").add(2).timeout(LONG).await, Ok(4));
         cluster.stop().await;
     }
 }

@@ -257,8 +257,8 @@ impl TestCluster {
     /// When it runs already, or cannot use its disk.
     pub async fn restart(&self, node: usize) {
         self.world.start(node);
-        let linked = || self.world.linked(node);
-        self.world.until(|| format!("{} is not linked", self.world.name(node)), linked).await;
+        let runs = || self.world.up(node).and_then(|_| self.world.linked(node));
+        self.world.until(|| format!("{} does not start", self.world.name(node)), runs).await;
     }
 
     /// Starts all nodes that are down and waits until every node is ready.
