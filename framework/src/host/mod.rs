@@ -139,7 +139,7 @@ pub(crate) enum HostMessage {
     Subscribe { actor: ActorId, from: EventsFrom, sink: mpsc::Sender<Result<EventItem, Fault>> },
     /// A follower of events that was behind has room again.
     FollowerReady,
-    /// A reminder may be due.
+    /// A reminder may be due; what was planned until then is past.
     RemindersDue { planned: Millis },
     /// A message or reminder is tried again.
     Again { actor: ActorId, work: turns::Work },
@@ -291,6 +291,13 @@ impl Hosts {
     pub(crate) fn close(&self, partition: PartitionId, epoch: Term) {
         if let Some((_, host)) = self.by_partition.remove_if(&partition, |_, host| host.epoch == epoch) {
             host.stop();
+        }
+    }
+
+    /// Has all hosts look at their reminders anew, whatever they have planned.
+    pub(crate) fn clock_set(&self) {
+        for host in &self.by_partition {
+            host.tell(HostMessage::RemindersDue { planned: Millis(u64::MAX) });
         }
     }
 

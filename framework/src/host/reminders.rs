@@ -91,7 +91,7 @@ impl Host {
     }
 
     pub(super) fn on_reminders_due(&mut self, planned: Millis) {
-        if self.reminders_planned == Some(planned) {
+        if self.reminders_planned.is_some_and(|due| due <= planned) {
             self.reminders_planned = None;
         }
         self.fire_reminders();

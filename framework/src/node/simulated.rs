@@ -5,12 +5,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use perennial_core::id::{GroupId, LogIndex, MemberId, NodeId, RecordSeq, Term};
+use perennial_core::id::{GroupId, LogIndex, MemberId, NodeId, PartitionId, RecordSeq, Term};
 use perennial_core::membership::MemberSpec;
 use perennial_core::placement::ClusterState;
 use perennial_core::replication::{RestoreError, RowOp, StateMachine};
+use perennial_core::time::Millis;
 
 use super::identity::{Folder, Identity};
 use super::{Ground, Node, Replicas, StartError, Unstarted, service};
@@ -19,7 +21,7 @@ use crate::clock::{Clock, WallClock};
 use crate::link::{LinkConfig, MemoryHub};
 use crate::replica::{
     Disk, GroupEvent, GroupSink, MachineFactory, Outbound, Pace, Replica, ReplicaConfig, ReplicaFault,
-    ReplicaHandle,
+    ReplicaHandle, RowStore,
 };
 
 /// Sees what happens to the groups of a node, as its replica does it.
@@ -135,6 +137,39 @@ impl Node {
         let announcing = inner.clone();
         inner.spawn(async move { service::announce(&announcing).await });
         Ok(node)
+    }
+}
+
+/// What a test cluster asks of its nodes.
+impl Node {
+    /// The epoch in which it leads a partition, once calls can be served.
+    pub(crate) fn leads(&self, partition: PartitionId) -> Option<Term> {
+        self.inner.hosts.get(partition).map(|host| host.epoch)
+    }
+
+    /// Whether it has links to another node.
+    pub(crate) fn is_linked(&self, node: &NodeId) -> bool {
+        self.inner.transport.get().is_some_and(|transport| transport.is_up(node))
+    }
+
+    /// What is applied here.
+    pub(crate) fn rows(&self) -> Option<Arc<dyn RowStore>> {
+        self.inner.replica().map(ReplicaHandle::rows)
+    }
+
+    /// Its time of day.
+    pub(crate) fn now(&self) -> Millis {
+        self.inner.clock.now()
+    }
+
+    /// Batches proposed here so far; while no node's number grows, nothing is done.
+    pub(crate) fn batches(&self) -> u64 {
+        self.inner.counters.batches.load(Ordering::Relaxed)
+    }
+
+    /// Has reminders looked at after the clock was set, which a node notices by itself within a minute.
+    pub(crate) fn clock_set(&self) {
+        self.inner.hosts.clock_set();
     }
 }
 

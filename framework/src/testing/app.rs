@@ -1,46 +1,20 @@
-//! Testing an application without sockets or files.
+//! An application under test in one process, on a log that commits at once.
 //!
-//! [`TestApp`] runs the real partition hosts on a log that commits at once, in memory, on Tokio's clock:
-//! with `#[tokio::test(start_paused = true)]` reminders come due when the test moves the time.
-//!
-//! ```
-//! use perennial::prelude::*;
-//! use perennial::testing::TestApp;
-//!
-//! #[data]
-//! #[derive(Default)]
-//! pub struct Counter {
-//!     value: i64,
-//! }
-//!
-//! #[actor]
-//! impl Counter {
-//!     /// Adds, and returns the sum.
-//!     pub fn add(&mut self, n: i64) -> i64 {
-//!         self.value += n;
-//!         self.value
-//!     }
-//! }
-//!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() {
-//! let app = TestApp::new(App::new("test").actor::<Counter>()).await;
-//! assert_eq!(app.get::<Counter>("a").add(2).await.unwrap(), 2);
-//! assert_eq!(app.get::<Counter>("a").add(3).await.unwrap(), 5);
-//! # }
-//! ```
+//! Owns that log, in memory, and one host for each partition; turns, messages, reminders and events are the
+//! real ones. Never fails by itself: for that there is [`TestCluster`](super::TestCluster).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use perennial_core::hash::PartitionCount;
-use perennial_core::id::{ClusterId, GroupId, LogIndex, MemberId, NodeId, PartitionId, Term};
+use perennial_core::id::{ClusterId, GroupId, LogIndex, MemberId, NodeId, Term};
 use perennial_core::membership::MemberSpec;
 use perennial_core::partition::Partition;
 use perennial_core::placement::{ClusterMeta, form};
 use perennial_core::replication::{Proposal, StateMachine};
 
+use super::holds_messages;
 use crate::app::App;
 use crate::call::{Actors, Caller};
 use crate::clock::{Clock, WallClock};
@@ -120,15 +94,9 @@ impl TestApp {
     /// Waits until messages between actors that are on their way have arrived.
     pub async fn settle(&self) {
         let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");
-        while partitions.iter().any(|p| self.outbox_holds(p)) {
+        while partitions.iter().any(|partition| holds_messages(&*self.rows, partition)) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-    }
-
-    fn outbox_holds(&self, partition: PartitionId) -> bool {
-        let from = perennial_core::partition::rows::outbox(PartitionId(0), 0);
-        let to = perennial_core::partition::rows::outbox(PartitionId(u32::MAX), u64::MAX);
-        self.rows.scan(GroupId::of(partition), &from, Some(&to), 1).is_ok_and(|rows| !rows.is_empty())
     }
 }
 
