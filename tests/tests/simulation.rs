@@ -66,3 +66,8 @@ fn entries_in_the_wrong_order_are_found() {
 fn answers_before_the_commit_are_found() {
     found("early-answer", "1");
 }
+
+#[test]
+fn reads_without_a_round_are_found() {
+    found("dirty-read", "115");
+}

@@ -11,7 +11,7 @@ use std::time::Duration;
 use perennial_core::id::{GroupId, LogIndex, MemberId, NodeId, PartitionId, RecordSeq, Term};
 use perennial_core::membership::MemberSpec;
 use perennial_core::placement::ClusterState;
-use perennial_core::replication::{RestoreError, RowOp, StateMachine};
+use perennial_core::replication::{GroupStatus, RestoreError, RowOp, StateMachine};
 use perennial_core::time::Millis;
 
 use super::identity::{Folder, Identity};
@@ -142,6 +142,14 @@ impl Node {
 
 /// What a test cluster asks of its nodes.
 impl Node {
+    /// What its replica knows of each of its groups; nothing before it is open.
+    pub async fn groups(&self) -> Vec<GroupStatus> {
+        match self.inner.replica().cloned() {
+            Some(replica) => replica.status().await,
+            None => Vec::new(),
+        }
+    }
+
     /// The epoch in which it leads a partition, once calls can be served.
     pub(crate) fn leads(&self, partition: PartitionId) -> Option<Term> {
         self.inner.hosts.get(partition).map(|host| host.epoch)

@@ -85,7 +85,11 @@ fn one(args: &Args, seed: u64) -> ExitCode {
     } else {
         println!("{}", text(&report));
     }
-    let code = if report.violations.is_empty() { ExitCode::SUCCESS } else { BROKEN.into() };
+    let code = if report.violations.is_empty() && report.unexpected.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        BROKEN.into()
+    };
     // What is left of the nodes ends with the process.
     drop(dir);
     let _ = std::io::stdout().flush();
@@ -127,7 +131,8 @@ struct Sum {
     unknown: u64,
     applied: u64,
     served_after: Vec<u64>,
-    unexpected: u64,
+    stuck: u64,
+    compared: u64,
     broken: Vec<(u64, String)>,
 }
 
@@ -181,14 +186,12 @@ fn add(sum: &mut Sum, seed: u64, outcome: Result<Report, String>) {
     sum.unknown += report.unknown;
     sum.applied += report.applied;
     sum.served_after.extend(report.served_after);
-    sum.unexpected += report.unexpected.len() as u64;
+    sum.stuck += u64::from(report.stuck);
+    sum.compared += report.compared;
     for (kind, count) in &report.faults {
         *sum.faults.entry(kind.clone()).or_default() += count;
     }
-    for fault in &report.unexpected {
-        println!("seed {seed}: unexpected fault: {fault}");
-    }
-    if let Some(violation) = report.violations.first() {
+    if let Some(violation) = report.violations.first().or(report.unexpected.first()) {
         println!("{}", text(&report));
         sum.broken.push((seed, violation.clone()));
     }

@@ -37,7 +37,7 @@ pub struct Faults {
     /// The only machine that loses rows in this run: two of three are more than replication survives.
     forgetful: Option<usize>,
     /// The machine whose node refuses to start on what its disk has made of its log.
-    retired: Option<usize>,
+    pub retired: Option<usize>,
     /// Faults so far, by kind.
     pub counts: BTreeMap<&'static str, u64>,
 }
@@ -75,6 +75,11 @@ impl Faults {
             for at in 0..world.hosts.len() {
                 let Some(why) = world.ended(at) else { continue };
                 world.say(&format!("{} has ended: {why}", world.hosts[at].id));
+                let host = &world.hosts[at];
+                if !host.excused && !host.damaged {
+                    let found = Err(format!("{} has ended on a sound disk: {why}", host.id));
+                    world.watching.lock().expect("nobody panics with it").found(found);
+                }
                 world.kill(at);
                 {
                     let sound = world.sound_disk();
@@ -227,11 +232,13 @@ impl Faults {
             }
             20 if up => {
                 world.hosts[at].disk.set_fault(DiskFault::Full);
+                world.hosts[at].excused = true;
                 self.later(world, Heal::Disk(at));
                 "disk full"
             }
             21 if up => {
                 world.hosts[at].disk.set_fault(DiskFault::Flush);
+                world.hosts[at].excused = true;
                 self.later(world, Heal::Disk(at));
                 "flush fails"
             }

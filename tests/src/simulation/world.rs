@@ -177,6 +177,8 @@ pub struct Host {
     pub life: Life,
     /// A bit of its log is wrong: it may refuse to start, for good.
     pub damaged: bool,
+    /// Its disk has refused something since its start: it may end by itself.
+    pub excused: bool,
     /// Its clock is ahead of the world's by so many milliseconds.
     pub skew_ms: i64,
     /// Thousandths of a millisecond that it lives through in each of the world's.
@@ -257,6 +259,7 @@ impl World {
                 disk,
                 life: Life::Down,
                 damaged: false,
+                excused: false,
                 skew_ms: 0,
                 rate: 1000,
                 lived: 0,
@@ -324,12 +327,13 @@ impl World {
                 weather.draw(range)
             }),
             clock: host.clock.clone(),
-            seed: self.seed ^ (at as u64) << 32 ^ host.starts << 40,
+            seed: mix(self.seed, at as u64, host.starts),
             tune,
             witness: Some(Arc::new(NodeWitness { node: host.id.clone(), watching: self.watching.clone() })),
             mistake: self.control.and_then(Control::mistake),
         };
         host.disk.set_fault(sound);
+        host.excused = false;
         let runtime = runtime();
         let (started, start) = oneshot::channel();
         runtime.spawn(async move {
@@ -389,7 +393,8 @@ impl World {
             match running.start.try_recv() {
                 Ok(Ok(node)) => running.node = Some(node),
                 Ok(Err(error)) => return Some(error.to_string()),
-                Err(_) => return None,
+                Err(oneshot::error::TryRecvError::Closed) => return Some("its start panicked".to_owned()),
+                Err(oneshot::error::TryRecvError::Empty) => return None,
             }
         }
         running.node.as_ref().and_then(|node| node.failed().now_or_never())
@@ -405,6 +410,28 @@ impl World {
             self.step();
         }
         asked.now_or_never()?.ok()
+    }
+
+    /// Says what the replicas of all nodes that run know of their groups; gives those without rows.
+    pub fn describe(&mut self) -> Vec<String> {
+        let mut without_rows = Vec::new();
+        for at in 0..self.hosts.len() {
+            let _ = self.ended(at);
+            let Life::Up(running) = &self.hosts[at].life else { continue };
+            let Some(node) = running.node.clone() else { continue };
+            let asked = running.runtime.spawn(async move { node.groups().await });
+            let until = self.now + STATUS_WITHIN_MS;
+            while !asked.is_finished() && self.now < until {
+                self.step();
+            }
+            for group in asked.now_or_never().and_then(Result::ok).unwrap_or_default() {
+                self.say(&format!("{}: {group:?}", self.hosts[at].id));
+                if group.rows_lost {
+                    without_rows.push(format!("{} of {}", group.group, self.hosts[at].id));
+                }
+            }
+        }
+        without_rows
     }
 
     /// Stops all nodes that run, in good order; false when one does not end.
@@ -425,6 +452,12 @@ impl World {
         }
         false
     }
+}
+
+/// A seed for one start of a machine, which no other start has.
+fn mix(seed: u64, at: u64, start: u64) -> u64 {
+    let words = [seed, at, start].map(u64::to_be_bytes);
+    perennial::core::hash::wide_hash(words.as_flattened()) as u64
 }
 
 /// Small files and frequent checkpoints, so that logs are cut and snapshots are sent in seconds.

@@ -34,22 +34,26 @@ fn applied(rows: &Rows) -> Option<u64> {
     rest.first_chunk().map(|index| u64::from_be_bytes(*index))
 }
 
-/// Compares the disks of nodes that were stopped in good order.
-pub fn replicas_agree<'a>(disks: impl IntoIterator<Item = (&'a str, &'a Disk)>) -> Result<(), String> {
+/// Compares the disks of nodes that were stopped in good order; gives how many pairs of replicas were
+/// compared row by row.
+pub fn replicas_agree<'a>(disks: impl IntoIterator<Item = (&'a str, &'a Disk)>) -> Result<u64, String> {
+    let mut compared = 0;
     let mut known: BTreeMap<[u8; 8], Vec<(&str, Rows)>> = BTreeMap::new();
     for (node, disk) in disks {
         for (group, rows) in by_group(disk) {
             let others = known.entry(group).or_default();
             for (other, theirs) in others.iter() {
-                compare((other, theirs), (node, &rows)).map_err(|why| format!("group {group:?}: {why}"))?;
+                let same = compare((other, theirs), (node, &rows));
+                compared += u64::from(same.map_err(|why| format!("group {group:?}: {why}"))?);
             }
             others.push((node, rows));
         }
     }
-    Ok(())
+    Ok(compared)
 }
 
-fn compare((a, a_rows): (&str, &Rows), (b, b_rows): (&str, &Rows)) -> Result<(), String> {
+/// Whether the two could be compared, and then were the same.
+fn compare((a, a_rows): (&str, &Rows), (b, b_rows): (&str, &Rows)) -> Result<bool, String> {
     let (Some(at_a), Some(at_b)) = (applied(a_rows), applied(b_rows)) else {
         return Err(format!("{a} or {b} has rows and no checkpoint"));
     };
@@ -57,11 +61,11 @@ fn compare((a, a_rows): (&str, &Rows), (b, b_rows): (&str, &Rows)) -> Result<(),
         return Err(format!("{a} stands at {at_a}, {b} at {at_b}"));
     }
     if at_a != at_b {
-        return Ok(());
+        return Ok(false);
     }
     let keys = a_rows.keys().chain(b_rows.keys());
     match keys.into_iter().find(|key| a_rows.get(*key) != b_rows.get(*key)) {
-        None => Ok(()),
+        None => Ok(true),
         Some(key) => Err(format!(
             "{a} and {b} stand at {at_a} and differ in row {key:02x?}: {:02x?} and {:02x?}",
             a_rows.get(key),

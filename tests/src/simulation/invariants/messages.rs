@@ -17,7 +17,7 @@ impl Invariant for InOrder {
         for turn in seen.turns() {
             let Cause::Message { from, seq } = &turn.cause else { continue };
             let last = self.0.insert((seen.group, *from), *seq);
-            if last.is_some_and(|last| *seq != last + 1) {
+            if *seq != last.unwrap_or(0) + 1 {
                 return Err(format!(
                     "{} {} applies message {seq} of {from}, after {}",
                     seen.group,
