@@ -71,3 +71,8 @@ fn answers_before_the_commit_are_found() {
 fn reads_without_a_round_are_found() {
     found("dirty-read", "115");
 }
+
+#[test]
+fn a_driver_without_fences_is_found() {
+    found("fence-removed", "164");
+}
