@@ -58,6 +58,19 @@ pub enum RowError {
         #[source]
         source: Option<fjall::Error>,
     },
+    /// The files have a format this build does not know.
+    #[error(
+        "the rows in {} have a format this build cannot read; run the build that wrote them, or, if there is no \
+         such build, remove the folder (and nothing else): the other replicas have them",
+        path.display()
+    )]
+    Format {
+        /// The folder.
+        path: PathBuf,
+        /// What the store says.
+        #[source]
+        source: fjall::Error,
+    },
     /// A folder could not be read or written.
     #[error("the rows in {} cannot be used; check the disk and the owner of the data folder", path.display())]
     Folder {
@@ -248,6 +261,12 @@ impl Health {
     /// What a failure to read says. Damage is told to whoever opens the folder next: it must not be forgotten
     /// because nobody read there again.
     fn judge(&self, error: fjall::Error) -> RowError {
+        if matches!(
+            error,
+            fjall::Error::InvalidVersion(_) | fjall::Error::Storage(fjall::LsmError::InvalidVersion(_))
+        ) {
+            return RowError::Format { path: self.dir.clone(), source: error };
+        }
         if !is_damage(&error) {
             return RowError::Store(error);
         }
@@ -290,7 +309,7 @@ impl FjallRows {
         std::fs::create_dir_all(dir).map_err(folder)?;
         let notes = Notes::open(dir).map_err(folder)?;
         let marked = dir.join(DAMAGED);
-        let damaged = if marked.exists() { Some(marked) } else { notes.damaged(dir).map_err(folder)? };
+        let damaged = if marked.exists() { Some(marked) } else { notes.prepare(dir).map_err(folder)? };
         if let Some(path) = damaged {
             return Err(RowError::Damaged { path, source: None });
         }
