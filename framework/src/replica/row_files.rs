@@ -293,9 +293,7 @@ impl Batch {
         let mut at = START_BYTES;
         for _ in 0..items {
             at += match *bytes.get(at)? {
-                TAG_ITEM => {
-                    ITEM_HEAD_BYTES + u16_at(bytes, at + 11)? + u32_at(bytes, at + 17)?
-                }
+                TAG_ITEM => ITEM_HEAD_BYTES + u16_at(bytes, at + 11)? + u32_at(bytes, at + 17)?,
                 TAG_CLEAR => CLEAR_BYTES,
                 _ => return None,
             };

@@ -28,6 +28,9 @@ const TAG_ROW: u8 = 1;
 const META_VERSION: u8 = 1;
 /// Name of a file that says that damage was read.
 const DAMAGED: &str = "damaged";
+/// Where fjall names the format of a folder: with this, and a number.
+const FORMAT: &str = "version";
+const FORMAT_MAGIC: &[u8] = b"FJL";
 /// The only keyspace.
 const KEYSPACE: &str = "rows";
 
@@ -261,10 +264,7 @@ impl Health {
     /// What a failure to read says. Damage is told to whoever opens the folder next: it must not be forgotten
     /// because nobody read there again.
     fn judge(&self, error: fjall::Error) -> RowError {
-        if matches!(
-            error,
-            fjall::Error::InvalidVersion(_) | fjall::Error::Storage(fjall::LsmError::InvalidVersion(_))
-        ) {
+        if self.is_another_format(&error) {
             return RowError::Format { path: self.dir.clone(), source: error };
         }
         if !is_damage(&error) {
@@ -277,6 +277,16 @@ impl Health {
             }
         }
         RowError::Damaged { path: self.dir.clone(), source: Some(error) }
+    }
+
+    /// A format that has no number yet was being written when the process died; nothing else was there then.
+    fn is_another_format(&self, error: &fjall::Error) -> bool {
+        match error {
+            fjall::Error::InvalidVersion(_) => std::fs::read(self.dir.join(FORMAT))
+                .is_ok_and(|bytes| bytes.strip_prefix(FORMAT_MAGIC).is_some_and(|number| !number.is_empty())),
+            fjall::Error::Storage(fjall::LsmError::InvalidVersion(_)) => true,
+            _ => false,
+        }
     }
 
     /// Damaged rows are not written any more, which ends the replica.
