@@ -9,6 +9,8 @@ use perennial_core::hash::wide_hash;
 use perennial_core::id::{GroupId, LogIndex, MemberId, PartitionId, Term};
 use perennial_core::replication::{Entry, HardState, Persist, RowOp, Truncate};
 
+use super::damage::FILE_HEAD_BYTES;
+use super::files::{Ends, LogFile, Queue, decode, encode};
 use super::log::DiskLog;
 use super::row_files::Notes;
 use super::{FjallRows, GroupConfig, GroupMeta, LogError, MemoryRows, RowError, RowStore};
@@ -272,6 +274,64 @@ fn damage_is_named_and_the_files_are_left_alone() {
         );
     }
     assert_eq!(std::fs::read(&file).unwrap(), bytes);
+}
+
+#[test]
+fn a_batch_in_the_values_of_a_torn_batch_is_no_sign_of_damage() {
+    let dir = fast_dir();
+    let mut log = open_log(dir.path()).unwrap();
+    log.note(&config(g(0))).unwrap();
+    log.write(&[persist(g(0), 1, 1, 1)], |_| None).unwrap();
+    let name = Path::new("0000000000000001.raftlog");
+    let before = (read_image(dir.path()), state(&log).unwrap());
+    let end = |image: &Image| image[name].iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    // What anyone may send: a batch that is sound in this file.
+    let mut forged = persist(g(0), 2, 1, 1);
+    forged.entries[0].data = before.0[name][FILE_HEAD_BYTES as usize..end(&before.0)].to_vec().into();
+    log.write(&[forged], |_| None).unwrap();
+    let mut image = read_image(dir.path());
+    let torn = end(&image) - 8;
+    image.get_mut(name).unwrap()[torn..].fill(0);
+    image.insert("flushed".into(), before.0[Path::new("flushed")].clone());
+    let dir = fast_dir();
+    write_image(dir.path(), &image);
+    let opened = open_log(dir.path()).unwrap();
+    assert_eq!(state(&opened).unwrap(), before.1);
+}
+
+/// What a build that does not note how far it flushed leaves behind: it went on to new files and removed old
+/// ones, and the notes are those of the time before.
+#[test]
+fn notes_about_files_that_were_needed_no_more_are_no_damage() {
+    let written = written();
+    let mut image = written.image.clone();
+    let notes = decode(&image[Path::new("flushed")]).unwrap();
+    let last = *notes.keys().rfind(|file| file.queue == Queue::Append).unwrap();
+    let old = LogFile { number: 0, ..last };
+    let mut ends = notes.clone();
+    ends.insert(old, 900);
+    let opened = |ends: &Ends, image: &Image| {
+        let mut image = image.clone();
+        image.insert("flushed".into(), encode(ends));
+        let dir = fast_dir();
+        write_image(dir.path(), &image);
+        log_outcome(dir.path(), &written)
+    };
+    assert_eq!(opened(&ends, &image), "refused", "all that is there is noted");
+    ends.remove(&last);
+    assert_eq!(opened(&ends, &image), "same", "what was written later is not");
+    image.insert("flushed".into(), encode(&ends));
+    let dir = fast_dir();
+    write_image(dir.path(), &image);
+    open_log(dir.path()).unwrap().write(&[persist(g(0), 59, 1, 5)], |_| None).unwrap();
+    open_log(dir.path()).unwrap();
+    // In the midst nothing is ever removed.
+    let first = *notes.keys().find(|file| file.queue == Queue::Append).unwrap();
+    assert!(first < last);
+    ends.insert(LogFile { number: last.number - 1, ..last }, u64::MAX);
+    assert_eq!(opened(&ends, &image), "refused");
+    image.remove(Path::new(&last.name()));
+    assert_eq!(opened(&notes, &image), "refused");
 }
 
 /// A log whose next file is a device.
@@ -572,4 +632,9 @@ fn rows_of_a_newer_format_are_refused_and_left_where_they_are() {
     let refused = FjallRows::open_or_set_aside(dir.path(), 1 << 20, 1 << 20).err().expect("it is newer");
     assert!(matches!(refused, RowError::Format { .. }), "{refused:?}");
     assert_eq!(read_image(dir.path()), image);
+    // A kill while it is written for the first time.
+    for torn in ["", "FJL", "\0\0\0\0"] {
+        std::fs::write(dir.path().join("version"), torn).unwrap();
+        assert!(matches!(open_rows(dir.path()), Err(RowError::Damaged { .. })), "{torn:?}");
+    }
 }
