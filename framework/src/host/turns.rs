@@ -250,6 +250,11 @@ impl Host {
                     let answered = self.answered(answer.clone());
                     return self.answer_as_read(reply, answered);
                 }
+                // It waits for a turn that has room already.
+                if let Some(joined) = self.joined.get_mut(&call.request) {
+                    joined.push(reply);
+                    return;
+                }
                 if !call.keyed && !self.spec.dedup().has_room(call.request.session, call.ack_below) {
                     HostCounters::add(&self.shared.counters.overloaded, 1);
                     let fault = Fault::Overloaded {
@@ -271,10 +276,6 @@ impl Host {
                 return self.refuse(reply, Fault::Forgotten { actor });
             }
             Err(fault) => return self.refuse(reply, fault),
-        }
-        if let Some(joined) = self.joined.get_mut(&call.request) {
-            joined.push(reply);
-            return;
         }
         self.begin_work(call.target.clone(), Work::Call(Box::new(call), reply));
     }

@@ -3,10 +3,13 @@
 //! Owns a look at the last file of each queue, before raft-engine opens it and cuts it off at the first
 //! unreadable byte, with whatever was flushed behind it. Two things tell damage from a tear:
 //!
-//! - The file ends before the length up to which it is noted to be durable ([`super::files`]).
+//! - The file ends before the length up to which it is noted to be durable ([`super::files`]), or is gone. The
+//!   first files of a queue may be gone when the log went on to files without a note: a build that makes no
+//!   notes has written there, and removed what was not needed any more.
 //! - In the append queue, a whole batch follows the unreadable bytes: each batch there is flushed before
-//!   the next one is written, so a tear is the last thing in the file. Batches of the rewrite queue are
-//!   flushed by the dozen, before what they replace is removed.
+//!   the next one is written, so a tear is the last thing in the file. Within the torn batch nothing is
+//!   searched for: the bytes there are those of callers. Batches of the rewrite queue are flushed by the dozen,
+//!   before what they replace is removed.
 //!
 //! Of the other files only the length is looked at, as raft-engine refuses to open what is unreadable in
 //! their midst but not a file that ends early between two batches. Never writes.
@@ -41,7 +44,9 @@ pub(crate) fn find(dir: &Path, ends: &Ends) -> io::Result<Option<(PathBuf, u64)>
     let files = files(dir)?;
     for (file, end) in ends {
         let length = files.get(file).copied().unwrap_or(0);
-        if length < *end {
+        let first = files.keys().find(|found| found.queue == file.queue);
+        let removed = || Ok::<_, io::Error>(first > Some(file) && went_on_without_notes(dir, &files, ends)?);
+        if length < *end && !removed()? {
             return Ok(Some((dir.join(file.name()), length)));
         }
     }
@@ -58,6 +63,18 @@ pub(crate) fn find(dir: &Path, ends: &Ends) -> io::Result<Option<(PathBuf, u64)>
         }
     }
     Ok(None)
+}
+
+/// Whether batches were written to files behind all that were ever noted.
+fn went_on_without_notes(dir: &Path, files: &BTreeMap<LogFile, u64>, ends: &Ends) -> io::Result<bool> {
+    let append = |file: &&LogFile| file.queue == Queue::Append;
+    let noted = ends.keys().rfind(append);
+    for file in files.keys().filter(append).filter(|file| Some(*file) > noted) {
+        if readable(&std::fs::read(dir.join(file.name()))?, file.number as u32) as u64 > FILE_HEAD_BYTES {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The files of the log and their lengths.
@@ -100,7 +117,8 @@ fn a_batch_follows(file: &[u8], at: usize, number: u32) -> bool {
     };
     // Room that was made and not used is zeros, and no batch begins there.
     let written = file.iter().rposition(|byte| *byte != 0).unwrap_or(0);
-    (at + 1..written).any(follows)
+    let begin = Batch::at(file, at).map_or(at + 1, |torn| at + torn.bytes.len());
+    (begin..written).any(follows)
 }
 
 struct Batch<'a> {

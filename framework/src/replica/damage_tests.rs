@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
+use perennial_core::hash::wide_hash;
 use perennial_core::id::{GroupId, LogIndex, MemberId, PartitionId, Term};
 use perennial_core::replication::{Entry, HardState, Persist, RowOp, Truncate};
 
+use super::damage::FILE_HEAD_BYTES;
+use super::files::{Ends, LogFile, Queue, decode, encode};
 use super::log::DiskLog;
 use super::row_files::Notes;
 use super::{FjallRows, GroupConfig, GroupMeta, LogError, MemoryRows, RowError, RowStore};
@@ -273,6 +276,64 @@ fn damage_is_named_and_the_files_are_left_alone() {
     assert_eq!(std::fs::read(&file).unwrap(), bytes);
 }
 
+#[test]
+fn a_batch_in_the_values_of_a_torn_batch_is_no_sign_of_damage() {
+    let dir = fast_dir();
+    let mut log = open_log(dir.path()).unwrap();
+    log.note(&config(g(0))).unwrap();
+    log.write(&[persist(g(0), 1, 1, 1)], |_| None).unwrap();
+    let name = Path::new("0000000000000001.raftlog");
+    let before = (read_image(dir.path()), state(&log).unwrap());
+    let end = |image: &Image| image[name].iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    // What anyone may send: a batch that is sound in this file.
+    let mut forged = persist(g(0), 2, 1, 1);
+    forged.entries[0].data = before.0[name][FILE_HEAD_BYTES as usize..end(&before.0)].to_vec().into();
+    log.write(&[forged], |_| None).unwrap();
+    let mut image = read_image(dir.path());
+    let torn = end(&image) - 8;
+    image.get_mut(name).unwrap()[torn..].fill(0);
+    image.insert("flushed".into(), before.0[Path::new("flushed")].clone());
+    let dir = fast_dir();
+    write_image(dir.path(), &image);
+    let opened = open_log(dir.path()).unwrap();
+    assert_eq!(state(&opened).unwrap(), before.1);
+}
+
+/// What a build that does not note how far it flushed leaves behind: it went on to new files and removed old
+/// ones, and the notes are those of the time before.
+#[test]
+fn notes_about_files_that_were_needed_no_more_are_no_damage() {
+    let written = written();
+    let mut image = written.image.clone();
+    let notes = decode(&image[Path::new("flushed")]).unwrap();
+    let last = *notes.keys().rfind(|file| file.queue == Queue::Append).unwrap();
+    let old = LogFile { number: 0, ..last };
+    let mut ends = notes.clone();
+    ends.insert(old, 900);
+    let opened = |ends: &Ends, image: &Image| {
+        let mut image = image.clone();
+        image.insert("flushed".into(), encode(ends));
+        let dir = fast_dir();
+        write_image(dir.path(), &image);
+        log_outcome(dir.path(), &written)
+    };
+    assert_eq!(opened(&ends, &image), "refused", "all that is there is noted");
+    ends.remove(&last);
+    assert_eq!(opened(&ends, &image), "same", "what was written later is not");
+    image.insert("flushed".into(), encode(&ends));
+    let dir = fast_dir();
+    write_image(dir.path(), &image);
+    open_log(dir.path()).unwrap().write(&[persist(g(0), 59, 1, 5)], |_| None).unwrap();
+    open_log(dir.path()).unwrap();
+    // In the midst nothing is ever removed.
+    let first = *notes.keys().find(|file| file.queue == Queue::Append).unwrap();
+    assert!(first < last);
+    ends.insert(LogFile { number: last.number - 1, ..last }, u64::MAX);
+    assert_eq!(opened(&ends, &image), "refused");
+    image.remove(Path::new(&last.name()));
+    assert_eq!(opened(&notes, &image), "refused");
+}
+
 /// A log whose next file is a device.
 #[cfg(unix)]
 fn log_before(device: &str) -> (tempfile::TempDir, DiskLog, String, LogError) {
@@ -413,6 +474,7 @@ fn rows_outcome(dir: &Path, truncated: u64, expected: &[Rows]) -> &'static str {
         Ok(Ok(found)) if found.iter().flatten().eq(expected) => "same",
         Ok(Ok(_)) => "DIFFERENT",
         Ok(Err(RowError::Damaged { .. })) => "damaged",
+        Ok(Err(RowError::Format { .. })) => "another format",
         Ok(Err(_)) => "error",
         Err(_) => "panic",
     }
@@ -449,7 +511,12 @@ fn sweep_rows(image: &Image, step: impl Fn(usize) -> usize) {
     for truncated in [0, ENTRIES - CHECKPOINT] {
         let table = sweep(image, &step, |dir, _, _| rows_outcome(dir, truncated, &expected));
         for ((name, kind), outcomes) in table {
-            let fine = |outcome: &&&str| matches!(**outcome, "same" | "damaged" | "from a peer");
+            let fine = |outcome: &&&str| match **outcome {
+                "same" | "damaged" | "from a peer" => true,
+                // It may as well be the file of a newer build.
+                "another format" => name == "version",
+                _ => false,
+            };
             assert_eq!(outcomes.keys().find(|outcome| !fine(outcome)), None, "{name}: {kind}");
         }
     }
@@ -492,4 +559,82 @@ fn damage_found_while_reading_is_not_forgotten() {
     let aside = dir.path().with_extension("damaged");
     assert!(aside.join(table).exists(), "it is kept");
     std::fs::remove_dir_all(aside).unwrap();
+}
+
+#[test]
+fn a_table_that_was_not_finished_is_no_damage() {
+    for bytes in [0, 100] {
+        let mut image = rows_with_tables();
+        image.insert("keyspaces/1/tables/900".into(), vec![7; bytes]);
+        let dir = fast_dir();
+        write_image(dir.path(), &image);
+        assert_eq!(rows_outcome(dir.path(), ENTRIES - CHECKPOINT, &expected()), "same");
+        assert!(!dir.path().join("keyspaces/1/tables/900").exists(), "it is removed");
+    }
+}
+
+#[test]
+fn a_table_that_is_gone_is_damage() {
+    let mut image = rows_with_tables();
+    let table = image.keys().find(|name| name.starts_with("keyspaces/1/tables")).unwrap().clone();
+    image.remove(&table);
+    let dir = fast_dir();
+    write_image(dir.path(), &image);
+    let damaged = open_rows(dir.path()).err().expect("it is damaged");
+    let path = dir.path().join(table);
+    assert!(matches!(&damaged, RowError::Damaged { path: found, .. } if *found == path), "{damaged:?}");
+}
+
+/// What comes to the disk or does not.
+const PAGE_BYTES: usize = 4096;
+
+#[test]
+fn what_a_power_cut_left_of_unflushed_rows_is_cut_off() {
+    let journal = Path::new("0.jnl");
+    let noted = rows_with_tables();
+    let dir = fast_dir();
+    write_image(dir.path(), &noted);
+    let rows = open_rows(dir.path()).unwrap();
+    for key in [b"a", b"b", b"c"] {
+        // Something that fjall cannot compress.
+        let noise = |at: usize| wide_hash(&[key, &at.to_be_bytes()[..]].concat()).to_be_bytes();
+        let put = RowOp::Put { key: key.to_vec(), value: (0..PAGE_BYTES / 4).flat_map(noise).collect() };
+        rows.write(vec![(g(GROUPS), vec![put])]).unwrap();
+    }
+    drop(rows);
+    let image = read_image(dir.path());
+    let bytes = &image[journal];
+    let end = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let (begin, end) = (end(&noted[journal]), end(bytes));
+    assert!(end - begin > 12 * PAGE_BYTES, "{begin} {end}");
+    let expected = expected();
+    for at in (begin..end).step_by(PAGE_BYTES / 3) {
+        let mut hole = bytes.clone();
+        hole[at..end.min(at + PAGE_BYTES)].fill(0);
+        let damaged = [Damage::Flip(at), Damage::Cut(at), Damage::Zero(at)].map(|damage| damage.of(bytes));
+        for bytes in damaged.into_iter().flatten().chain([hole]) {
+            let dir = fast_dir();
+            write_image(dir.path(), &image);
+            std::fs::write(dir.path().join(journal), bytes).unwrap();
+            for _ in 0..2 {
+                assert_eq!(rows_outcome(dir.path(), ENTRIES - CHECKPOINT, &expected), "same", "{at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_newer_format_are_refused_and_left_where_they_are() {
+    let mut image = rows_with_tables();
+    *image.get_mut(Path::new("version")).unwrap().last_mut().unwrap() = 200;
+    let dir = fast_dir();
+    write_image(dir.path(), &image);
+    let refused = FjallRows::open_or_set_aside(dir.path(), 1 << 20, 1 << 20).err().expect("it is newer");
+    assert!(matches!(refused, RowError::Format { .. }), "{refused:?}");
+    assert_eq!(read_image(dir.path()), image);
+    // A kill while it is written for the first time.
+    for torn in ["", "FJL", "\0\0\0\0"] {
+        std::fs::write(dir.path().join("version"), torn).unwrap();
+        assert!(matches!(open_rows(dir.path()), Err(RowError::Damaged { .. })), "{torn:?}");
+    }
 }

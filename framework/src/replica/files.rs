@@ -89,7 +89,7 @@ impl Notes {
         let handle = Arc::new(handle);
         let mut bytes = Vec::new();
         disk.new_reader(handle.clone())?.take(NOTES_BYTES_MAX).read_to_end(&mut bytes)?;
-        let ends = Self::decode(&bytes).unwrap_or_else(|| {
+        let ends = decode(&bytes).unwrap_or_else(|| {
             if !bytes.is_empty() {
                 tracing::warn!("how far the log was flushed cannot be read; its last batch is not checked");
             }
@@ -99,24 +99,24 @@ impl Notes {
         Ok(Self { file, flush: Arc::new(move || handle.sync()), ends })
     }
 
-    fn decode(bytes: &[u8]) -> Option<Ends> {
-        let (sum, rest) = bytes.strip_prefix(NOTES_MAGIC)?.split_first_chunk()?;
-        // What follows may be the end of longer notes.
-        let (ends, tail) = postcard::take_from_bytes(rest).ok()?;
-        let body = &rest[..rest.len() - tail.len()];
-        (u128::from_be_bytes(*sum) == wide_hash(body)).then_some(ends)
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let body = postcard::to_stdvec(&self.ends).expect("numbers always encode");
-        [NOTES_MAGIC, &wide_hash(&body).to_be_bytes(), &body].concat()
-    }
-
     fn write(&mut self) -> io::Result<()> {
-        let bytes = self.encode();
+        let bytes = encode(&self.ends);
         self.file.seek(SeekFrom::Start(0))?;
         self.file.write_all(&bytes)
     }
+}
+
+pub(crate) fn decode(bytes: &[u8]) -> Option<Ends> {
+    let (sum, rest) = bytes.strip_prefix(NOTES_MAGIC)?.split_first_chunk()?;
+    // What follows may be the end of longer notes.
+    let (ends, tail) = postcard::take_from_bytes(rest).ok()?;
+    let body = &rest[..rest.len() - tail.len()];
+    (u128::from_be_bytes(*sum) == wide_hash(body)).then_some(ends)
+}
+
+pub(crate) fn encode(ends: &Ends) -> Vec<u8> {
+    let body = postcard::to_stdvec(ends).expect("numbers always encode");
+    [NOTES_MAGIC, &wide_hash(&body).to_be_bytes(), &body].concat()
 }
 
 /// What all handles share.
@@ -137,6 +137,21 @@ impl Shared {
         if let Err(error) = notes.write() {
             tracing::warn!(%error, "how far the log was flushed could not be noted");
         }
+    }
+
+    /// Removes a note for good. Without that the file must stay.
+    fn forget(&self, file: LogFile) -> io::Result<()> {
+        let flush = {
+            let mut notes = lock(&self.notes);
+            let end = notes.ends.remove(&file);
+            if let Err(error) = notes.write() {
+                notes.ends.extend(end.map(|end| (file, end)));
+                return Err(error);
+            }
+            // Whoever notes does not wait.
+            notes.flush.clone()
+        };
+        flush()
     }
 
     fn failed(&self) -> bool {
@@ -171,6 +186,11 @@ impl<F: FileSystem + 'static> LogFiles<F> {
     /// How far the files were flushed.
     pub(crate) fn ends(&self) -> Ends {
         lock(&self.shared.notes).ends.clone()
+    }
+
+    /// Forgets files that are not there, after it was judged that they need not be.
+    pub(crate) fn forget_gone(&self, dir: &Path) {
+        lock(&self.shared.notes).ends.retain(|file, _| dir.join(file.name()).exists());
     }
 
     /// Why a flush failed, if one did; what was written since the one before may be lost.
@@ -292,12 +312,8 @@ impl<F: FileSystem + 'static> FileSystem for LogFiles<F> {
         // What it holds may not be anywhere else.
         self.shared.check()?;
         if let Some(file) = LogFile::of(path.as_ref()) {
-            self.shared.note(|ends| {
-                ends.remove(&file);
-            });
-            // Not even a power cut brings a note back whose file is gone. Whoever notes does not wait.
-            let flush = lock(&self.shared.notes).flush.clone();
-            flush()?;
+            // Not even a power cut brings a note back whose file is gone.
+            self.shared.forget(file)?;
         }
         self.disk.delete(path)
     }
@@ -313,5 +329,46 @@ impl<F: FileSystem + 'static> FileSystem for LogFiles<F> {
     fn new_writer(&self, handle: Arc<Self::Handle>) -> io::Result<Self::Writer> {
         let disk = self.disk.new_writer(handle.disk.clone())?;
         Ok(LogWriter { disk, handle, at: 0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use raft_engine::env::DefaultFileSystem;
+    use std::io::ErrorKind;
+
+    /// A disk without room.
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(ErrorKind::StorageFull.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Full {
+        fn seek(&mut self, _: SeekFrom) -> io::Result<u64> {
+            Ok(0)
+        }
+    }
+
+    #[test]
+    fn a_file_whose_note_cannot_be_removed_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = LogFile { queue: Queue::Append, number: 7 };
+        let path = dir.path().join(file.name());
+        std::fs::write(&path, b"entries").unwrap();
+        let ends = Ends::from([(file, 7)]);
+        let notes = Notes { file: Box::new(Full), flush: Arc::new(|| Ok(())), ends: ends.clone() };
+        let shared = Arc::new(Shared { notes: Mutex::new(notes), failure: Mutex::default() });
+        let files = LogFiles { disk: Arc::new(DefaultFileSystem), shared };
+        let failed = files.delete(&path).expect_err("the note is still there");
+        assert_eq!(failed.kind(), ErrorKind::StorageFull);
+        assert!(path.exists());
+        assert_eq!(files.ends(), ends);
     }
 }

@@ -121,6 +121,7 @@ impl<F: FileSystem + 'static> DiskLog<F> {
         if let Some((file, offset)) = damage::find(dir, &files.ends()).map_err(LogError::Read)? {
             return Err(LogError::Damaged { file, offset });
         }
+        files.forget_gone(dir);
         let config = Config {
             dir: dir.to_string_lossy().into_owned(),
             recovery_mode: RecoveryMode::TolerateTailCorruption,

@@ -4,11 +4,14 @@
 //! the items of a batch in its journals. It does not check the order of batches; it drops the rest of a
 //! journal behind the first unreadable batch, and goes on with the next journal; and it believes the list of
 //! tables and the contents of each file so far that a flipped bit may end the process. Never writes, but for
-//! the file `noted`: how far each journal was flushed, and a hash up to there. As in the log's
-//! [`super::files`], the note says never more than is durable and is not flushed itself.
+//! the torn end of the last journal, and the file `noted`: how far each journal was flushed, and a hash up to
+//! there. As in the log's [`super::files`], the note says never more than is durable and is not flushed itself.
 //!
-//! Behind its note a journal may end early: it is a prefix of what was written, in order, and the log brings
-//! rows up to date from the checkpoint in it.
+//! Behind its note the last journal may end early: it is a prefix of what was written, in order, and the log
+//! brings rows up to date from the checkpoint in it. Its room is made in advance, so a power cut may leave later
+//! pages of it and not earlier ones, which fjall takes for damage: what is behind the last sound batch is cut
+//! off before. Tables that no version names are not looked at: they were not finished or are not needed any
+//! more, and fjall removes them.
 //!
 //! The layouts are those of fjall 3.1, lsm-tree 3.1 and sfa 1.0; numbers are little-endian:
 //!
@@ -20,11 +23,13 @@
 //!  current = u64 version, u128 hash of file v<version>, u8 0
 //!  table, version = .., contents, trailer
 //!  trailer = magic, u8 1, u8 0, u128 hash of contents, u64 where they begin, u64 their length
+//!  contents = magic, u32 count, (u64 where it begins, u64 its length, u16 length of its name, its name)*
+//!  tables of a version = u8 levels, (u8 runs, (u32 count, (u64 number, 25 bytes)*)*)*
 //! ```
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -35,6 +40,8 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Name of the file with the notes.
 const NOTES: &str = "noted";
 const NOTES_MAGIC: &[u8] = b"perennial noted 1\n";
+/// What fjall locks while it has the folder open.
+const LOCK: &str = "lock";
 /// Journals are read in pieces of so many bytes.
 const PIECE_BYTES: usize = 1024 * 1024;
 const TAG_START: u8 = 1;
@@ -47,7 +54,16 @@ const ITEM_HEAD_BYTES: usize = 21;
 const CLEAR_BYTES: usize = 9;
 const END_MAGIC: &[u8] = b"FJL\x03";
 const TRAILER_MAGIC: &[u8] = b"SFA!\x01\x00";
-const TRAILER_BYTES: u64 = 38;
+const TRAILER_BYTES: usize = 38;
+/// In a trailer, before the place of the contents.
+const TRAILER_HEAD_BYTES: usize = 22;
+/// In the contents of a file, before the first entry.
+const CONTENTS_HEAD_BYTES: usize = 8;
+/// An entry of the contents, without its name.
+const CONTENT_BYTES: usize = 18;
+const TABLES: &[u8] = b"tables";
+/// A table in a version.
+const TABLE_BYTES: usize = 33;
 
 /// How far a journal has been read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,8 +124,9 @@ impl Notes {
         self.file.write_all(&[NOTES_MAGIC, &wide_hash(&body).to_be_bytes(), &body].concat())
     }
 
-    /// The first file that is damaged, if one is.
-    pub(crate) fn damaged(&self, dir: &Path) -> io::Result<Option<PathBuf>> {
+    /// Makes a folder ready for fjall: cuts off what is torn. Returns the first file that is damaged, if one
+    /// is; then nothing is changed.
+    pub(crate) fn prepare(&self, dir: &Path) -> io::Result<Option<PathBuf>> {
         let journals = journals(dir)?;
         // fjall removes a journal only when there is a later one.
         let newest = journals.keys().last().copied();
@@ -117,15 +134,20 @@ impl Notes {
             return Ok(Some(dir.to_owned()));
         }
         let mut last = None;
+        let mut torn = None;
         for (number, path) in &journals {
             let mut file = File::open(path)?;
             let noted = self.journals.get(number).copied().unwrap_or_default();
             let mut walk = Walk { last, ..Walk::default() };
             let as_noted = walk.reach(&mut file, &noted)?;
+            let only_zeros = walk.go_on(&mut file, true)?;
             // All of a journal is flushed before the next one is begun, and there is something in it.
-            let whole = walk.go_on(&mut file, true)? && walk.end > 0;
+            let whole = only_zeros && walk.end > 0;
             if !as_noted || !(whole || Some(*number) == newest) {
                 return Ok(Some(path.clone()));
+            }
+            if !only_zeros {
+                torn = Some((path, walk.end));
             }
             last = walk.last;
         }
@@ -135,8 +157,26 @@ impl Notes {
                 return Ok(damaged);
             }
         }
+        if let Some((path, end)) = torn {
+            cut(dir, path, end)?;
+        }
         Ok(None)
     }
+}
+
+/// Cuts a journal off, unless its folder is open.
+fn cut(dir: &Path, journal: &Path, end: u64) -> io::Result<()> {
+    let lock = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK))?;
+    match lock.try_lock() {
+        // Someone writes there: fjall will say so.
+        Err(TryLockError::WouldBlock) => return Ok(()),
+        Err(TryLockError::Error(error)) => return Err(error),
+        Ok(()) => {}
+    }
+    tracing::warn!(journal = %journal.display(), end, "rows that were not flushed are torn and cut off");
+    let file = File::options().write(true).open(journal)?;
+    file.set_len(end)?;
+    file.sync_all()
 }
 
 fn decode(bytes: &[u8]) -> Option<BTreeMap<u64, Walk>> {
@@ -235,6 +275,10 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<usize> {
     usize::try_from(u32::from_le_bytes(*bytes)).ok()
 }
 
+fn u16_at(bytes: &[u8], at: usize) -> Option<usize> {
+    Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?).into())
+}
+
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
@@ -249,10 +293,7 @@ impl Batch {
         let mut at = START_BYTES;
         for _ in 0..items {
             at += match *bytes.get(at)? {
-                TAG_ITEM => {
-                    let key = u16::from_le_bytes(*bytes.get(at + 11..)?.first_chunk()?);
-                    ITEM_HEAD_BYTES + usize::from(key) + u32_at(bytes, at + 17)?
-                }
+                TAG_ITEM => ITEM_HEAD_BYTES + u16_at(bytes, at + 11)? + u32_at(bytes, at + 17)?,
                 TAG_CLEAR => CLEAR_BYTES,
                 _ => return None,
             };
@@ -282,24 +323,59 @@ fn damaged_in_tree(dir: &Path) -> io::Result<Option<PathBuf>> {
     if rest != [&wide_hash(&content).to_le_bytes()[..], &[0]].concat() {
         return Ok(Some(version));
     }
-    let tables = match std::fs::read_dir(dir.join("tables")) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        tables => tables?,
-    };
-    for entry in tables {
-        let path = entry?.path();
-        if !contents_are_whole(&path)? {
-            return Ok(Some(path));
+    let Some(tables) = tables_in(&content) else { return Ok(Some(version)) };
+    for number in tables {
+        let path = dir.join("tables").join(number.to_string());
+        match contents_are_whole(&path) {
+            Ok(true) => {}
+            Ok(false) => return Ok(Some(path)),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Some(path)),
+            Err(error) => return Err(error),
         }
     }
     Ok(None)
+}
+
+/// The numbers of the tables that a version names.
+fn tables_in(version: &[u8]) -> Option<Vec<u64>> {
+    let place = |at| usize::try_from(u64_at(version, at)?).ok();
+    let contents = place(version.len().checked_sub(TRAILER_BYTES)? + TRAILER_HEAD_BYTES)?;
+    let count = u32_at(version.get(contents..)?, CONTENTS_HEAD_BYTES - 4)?;
+    let mut at = contents + CONTENTS_HEAD_BYTES;
+    for _ in 0..count {
+        let name = u16_at(version, at + CONTENT_BYTES - 2)?;
+        let next = at + CONTENT_BYTES + name;
+        if version.get(at + CONTENT_BYTES..next)? == TABLES {
+            return table_numbers(version.get(place(at)?..)?.get(..place(at + 8)?)?);
+        }
+        at = next;
+    }
+    None
+}
+
+fn table_numbers(levels: &[u8]) -> Option<Vec<u64>> {
+    let mut numbers = Vec::new();
+    let mut at = 1;
+    for _ in 0..*levels.first()? {
+        let runs = *levels.get(at)?;
+        at += 1;
+        for _ in 0..runs {
+            let tables = u32_at(levels, at)?;
+            at += 4;
+            for _ in 0..tables {
+                numbers.push(u64_at(levels, at)?);
+                at += TABLE_BYTES;
+            }
+        }
+    }
+    Some(numbers)
 }
 
 /// Whether the list of contents of a table fits its hash.
 fn contents_are_whole(path: &Path) -> io::Result<bool> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
-    let Some(contents_end) = length.checked_sub(TRAILER_BYTES) else { return Ok(false) };
+    let Some(contents_end) = length.checked_sub(TRAILER_BYTES as u64) else { return Ok(false) };
     let mut trailer = Vec::new();
     file.seek(SeekFrom::Start(contents_end))?;
     file.read_to_end(&mut trailer)?;

@@ -28,6 +28,9 @@ const TAG_ROW: u8 = 1;
 const META_VERSION: u8 = 1;
 /// Name of a file that says that damage was read.
 const DAMAGED: &str = "damaged";
+/// Where fjall names the format of a folder: with this, and a number.
+const FORMAT: &str = "version";
+const FORMAT_MAGIC: &[u8] = b"FJL";
 /// The only keyspace.
 const KEYSPACE: &str = "rows";
 
@@ -57,6 +60,19 @@ pub enum RowError {
         /// What the store says.
         #[source]
         source: Option<fjall::Error>,
+    },
+    /// The files have a format this build does not know.
+    #[error(
+        "the rows in {} have a format this build cannot read; run the build that wrote them, or, if there is no \
+         such build, remove the folder (and nothing else): the other replicas have them",
+        path.display()
+    )]
+    Format {
+        /// The folder.
+        path: PathBuf,
+        /// What the store says.
+        #[source]
+        source: fjall::Error,
     },
     /// A folder could not be read or written.
     #[error("the rows in {} cannot be used; check the disk and the owner of the data folder", path.display())]
@@ -248,6 +264,9 @@ impl Health {
     /// What a failure to read says. Damage is told to whoever opens the folder next: it must not be forgotten
     /// because nobody read there again.
     fn judge(&self, error: fjall::Error) -> RowError {
+        if self.is_another_format(&error) {
+            return RowError::Format { path: self.dir.clone(), source: error };
+        }
         if !is_damage(&error) {
             return RowError::Store(error);
         }
@@ -258,6 +277,16 @@ impl Health {
             }
         }
         RowError::Damaged { path: self.dir.clone(), source: Some(error) }
+    }
+
+    /// A format that has no number yet was being written when the process died; nothing else was there then.
+    fn is_another_format(&self, error: &fjall::Error) -> bool {
+        match error {
+            fjall::Error::InvalidVersion(_) => std::fs::read(self.dir.join(FORMAT))
+                .is_ok_and(|bytes| bytes.strip_prefix(FORMAT_MAGIC).is_some_and(|number| !number.is_empty())),
+            fjall::Error::Storage(fjall::LsmError::InvalidVersion(_)) => true,
+            _ => false,
+        }
     }
 
     /// Damaged rows are not written any more, which ends the replica.
@@ -290,7 +319,7 @@ impl FjallRows {
         std::fs::create_dir_all(dir).map_err(folder)?;
         let notes = Notes::open(dir).map_err(folder)?;
         let marked = dir.join(DAMAGED);
-        let damaged = if marked.exists() { Some(marked) } else { notes.damaged(dir).map_err(folder)? };
+        let damaged = if marked.exists() { Some(marked) } else { notes.prepare(dir).map_err(folder)? };
         if let Some(path) = damaged {
             return Err(RowError::Damaged { path, source: None });
         }

@@ -78,7 +78,9 @@ impl Replica {
             thread: Mutex::default(),
         };
         let run = move || {
-            let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| worker.run()));
+            // Whatever panics here.
+            let _ended = ended.drop_guard();
+            let outcome = caught(|| worker.run());
             inputs.close();
             stopping.store(true, Ordering::Relaxed);
             // The helpers end when their queues close, which the worker's end has done.
@@ -92,7 +94,6 @@ impl Replica {
             }
             // After those who read them have been told to end.
             rows.close();
-            ended.cancel();
         };
         let thread = std::thread::Builder::new().name("replica".into()).spawn(run);
         let shared = Shared { thread: Mutex::new(Some(thread.map_err(ReplicaFault::Folder)?)), ..shared };
@@ -103,6 +104,17 @@ impl Replica {
 pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic without a text").to_owned()
+}
+
+pub(super) fn caught<T>(job: impl FnOnce() -> T) -> std::thread::Result<T> {
+    std::panic::catch_unwind(AssertUnwindSafe(job))
+}
+
+/// Tells the replica what a job has come to. Returns whether the helper may go on.
+pub(super) fn told(inputs: &Inputs, outcome: std::thread::Result<Input>) -> bool {
+    let well = outcome.is_ok();
+    inputs.push_always(outcome.unwrap_or_else(|panic| Input::HelperPanicked(panic_text(&*panic))));
+    well
 }
 
 /// Flushes rows or removes old files of the log.
@@ -129,12 +141,8 @@ fn spawn_helper<J: Send + 'static>(
 ) -> Result<JoinHandle<()>, ReplicaFault> {
     let helper = move || {
         while let Some(job) = next() {
-            match std::panic::catch_unwind(AssertUnwindSafe(|| run(job))) {
-                Ok(outcome) => inputs.push_always(outcome),
-                Err(panic) => {
-                    inputs.push_always(Input::HelperPanicked(panic_text(&*panic)));
-                    return while next().is_some() {};
-                }
+            if !told(&inputs, caught(|| run(job))) {
+                return while next().is_some() {};
             }
         }
     };
@@ -184,17 +192,19 @@ fn spawn_send_helper(
 mod tests {
     use std::time::Duration;
 
+    use super::super::handle::{BulkRefused, GroupEvent};
     use super::super::rows::MemoryRows;
     use super::super::rows::tests::WatchedRows;
     use super::super::snapshot::StagedRows;
     use super::*;
-    use perennial_core::id::{GroupId, LogIndex, Term};
+    use bytes::Bytes;
+    use perennial_core::id::{GroupId, LogIndex, MemberId, Term};
     use perennial_core::replication::Install;
 
     const LONG: Duration = Duration::from_secs(60);
 
     /// The next thing the replica thread is told.
-    fn told(inputs: &Inputs) -> Input {
+    fn next(inputs: &Inputs) -> Input {
         let mut taken = Vec::new();
         inputs.take(&mut taken, LONG);
         taken.pop().expect("something happens within a minute")
@@ -206,12 +216,12 @@ mod tests {
         let inputs = Arc::new(Inputs::default());
         let (jobs, helper) = spawn_row_helper(Arc::new(rows), None, inputs.clone()).unwrap();
         assert!(jobs.send(RowJob::Sync(vec![])).is_ok());
-        assert!(matches!(told(&inputs), Input::HelperPanicked(text) if text == "no sync"));
+        assert!(matches!(next(&inputs), Input::HelperPanicked(text) if text == "no sync"));
         assert!(jobs.send(RowJob::Purge).is_ok(), "jobs are taken, though not done");
         drop(jobs);
         helper.join().unwrap();
         inputs.push_always(Input::Checkpoint);
-        assert!(matches!(told(&inputs), Input::Checkpoint), "nothing was done after the panic");
+        assert!(matches!(next(&inputs), Input::Checkpoint), "nothing was done after the panic");
     }
 
     #[test]
@@ -229,8 +239,34 @@ mod tests {
         let order = Install { group: GroupId::SYSTEM, index: LogIndex(9), term: Term(1) };
         assert!(install_jobs.send(InstallJob(order, StagedRows::Memory(vec![]), vec![])).is_ok());
         assert!(row_jobs.send(RowJob::Sync(vec![])).is_ok());
-        assert!(matches!(told(&inputs), Input::Synced { result: Ok(()), .. }));
+        assert!(matches!(next(&inputs), Input::Synced { result: Ok(()), .. }));
         leave.send(()).unwrap();
-        assert!(matches!(told(&inputs), Input::Installed { result: Ok(()), .. }));
+        assert!(matches!(next(&inputs), Input::Installed { result: Ok(()), .. }));
+    }
+
+    struct Nobody;
+
+    impl Outbound for Nobody {
+        fn raft(&self, _: MemberId, _: Bytes) {}
+        fn bulk(&self, _: MemberId, _: Bytes) -> Result<(), BulkRefused> {
+            Err(BulkRefused::NoLink)
+        }
+    }
+
+    impl GroupSink for Nobody {
+        fn event(&self, _: GroupId, _: GroupEvent) {}
+        fn failed(&self, fault: ReplicaFault) {
+            panic!("told of {fault}");
+        }
+    }
+
+    #[test]
+    fn a_replica_that_failed_is_stopped_whatever_those_told_of_it_do() {
+        let config = ReplicaConfig::new(MemberId(1), 1, None);
+        let machines: MachineFactory = Box::new(|_| unreachable!("no group is opened"));
+        let replica = Replica::spawn(config, machines, Arc::new(Nobody), Arc::new(Nobody)).unwrap();
+        replica.shared.inputs.push_always(Input::HelperPanicked("a rule is broken".into()));
+        replica.shared.thread.lock().unwrap().take().unwrap().join().unwrap_err();
+        assert!(replica.shared.ended.is_cancelled());
     }
 }
