@@ -96,7 +96,7 @@ impl Host {
         let (state, bytes) = match stored {
             None => {
                 if for_call {
-                    self.admit_newcomer(now)?;
+                    self.admit_newcomer()?;
                 }
                 let state = fresh(&**kind).map_err(|why| self.storage_fault("state", actor, &why))?;
                 (state, Bytes::new())
@@ -120,9 +120,9 @@ impl Host {
     }
 
     /// Lets a call wake an actor without a row, unless that happens too often.
-    fn admit_newcomer(&self, now: Millis) -> Result<(), Fault> {
+    fn admit_newcomer(&self) -> Result<(), Fault> {
         let counters = &self.shared.counters;
-        if counters.newcomers.take(now) {
+        if counters.newcomers.take(self.shared.clock.instant()) {
             HostCounters::add(&counters.new_actors, 1);
             return Ok(());
         }
