@@ -19,7 +19,8 @@ use perennial::schema::{Type, Types};
 use perennial::status::ClusterStatus;
 use perennial::{App, Asset, Ctx, Data, Fault, Format};
 use perennial_runtime::gateway::{
-    AdminConfig, Gateway, GatewayConfig, GatewayError, NewKey, Policy, STATUS_IN_FLIGHT_MAX,
+    ADMIN_CONNECTIONS_OF_ONE_MAX, AdminConfig, Gateway, GatewayConfig, GatewayError, NewKey, Policy,
+    STATUS_IN_FLIGHT_MAX,
 };
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
@@ -966,13 +967,18 @@ async fn pages_of_this_host_may_call_and_foreign_ones_may_not_write() {
 /// A gateway with a policy: `reader` may find and follow in carts whose key begins with `eu/`, everybody
 /// may add to the cart `open`. Gives the reader's key.
 async fn start_guarded() -> (Setting, String) {
+    start_guarded_for("anonymous").await
+}
+
+/// Instead of everybody, `who` may add to the cart `open`.
+async fn start_guarded_for(who: &str) -> (Setting, String) {
     let key = NewKey::make("reader").unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("policy.toml");
     let text = format!(
         "[[key]]\nname = \"reader\"\nsha256 = \"{}\"\ngroups = [\"eu\"]\n\n\
          [[allow]]\nwho = [\"group:eu\"]\nkind = \"Cart\"\nmethods = [\"find\", \"events\"]\nkey_prefix = \"eu/\"\n\n\
-         [[allow]]\nwho = \"anonymous\"\nkind = \"*\"\nmethods = \"add\"\nkey = \"open\"\n",
+         [[allow]]\nwho = \"{who}\"\nkind = \"*\"\nmethods = \"add\"\nkey = \"open\"\n",
         key.sha256
     );
     std::fs::write(&path, text).unwrap();
@@ -1080,6 +1086,24 @@ async fn a_caller_at_its_share_leaves_others_theirs() {
 }
 
 #[tokio::test]
+async fn an_address_leaves_others_half_of_the_admin_port() {
+    let (s, _) = start_guarded().await;
+    let admin = s.gateway.admin().unwrap();
+    let mut held = Vec::new();
+    for _ in 0..ADMIN_CONNECTIONS_OF_ONE_MAX {
+        let mut stream = TcpStream::connect(admin).await.unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200");
+        held.push(stream);
+    }
+    let mut told = String::new();
+    TcpStream::connect(admin).await.unwrap().read_to_string(&mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 503"), "{told}");
+}
+
+#[tokio::test]
 async fn a_name_that_was_pointed_to_loopback_is_not_this_gateways() {
     let config =
         GatewayConfig { origins_allowed: vec!["https://shop.example".into()], ..GatewayConfig::default() };
@@ -1101,8 +1125,15 @@ async fn a_name_that_was_pointed_to_loopback_is_not_this_gateways() {
     }
     let health = s.http.get(format!("{}/readyz", s.base)).header("host", "balancer").send().await.unwrap();
     assert_eq!(health.status(), StatusCode::OK);
-    let (s, key) = start_guarded().await;
+    let (s, _) = start_guarded().await;
+    s.fake.answers("add", Answer::Ok(Bytes::from_static(b"1")));
+    for (host, status) in [("evil.example", StatusCode::MISDIRECTED_REQUEST), ("localhost", StatusCode::OK)] {
+        let named = s.http.post(format!("{}/v1/Cart/open/add", s.base)).header("host", host);
+        let origin = format!("http://{host}");
+        assert_eq!(named.header("origin", origin).send().await.unwrap().status(), status, "{host}");
+    }
+    let (s, key) = start_guarded_for("key:reader").await;
     let url = format!("{}/v1/Cart/eu%2Fa/find", s.base);
     let named = s.http.get(url).header("host", "shop.example").header("authorization", key);
-    assert_eq!(named.send().await.unwrap().status(), StatusCode::OK, "with a policy names do not matter");
+    assert_eq!(named.send().await.unwrap().status(), StatusCode::OK, "a page has no credentials");
 }

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use perennial_core::id::{ActorId, RecordSeq};
@@ -21,8 +22,8 @@ use crate::actor::{Kind, State, caught};
 use crate::error::Fault;
 use crate::schema::Schema;
 
-/// An actor idle for this long leaves memory when room is needed, in milliseconds.
-const ROOM_IDLE_MS: u64 = 1000;
+/// An actor idle for this long leaves memory when room is needed.
+const ROOM_IDLE: Duration = Duration::from_secs(1);
 /// Bytes in front of a stored state: the fingerprint of its schema.
 const FINGERPRINT_BYTES: usize = 8;
 
@@ -36,7 +37,7 @@ pub(super) struct Activation {
     pub(super) bytes: Bytes,
     /// The first record after its last one; it may leave memory once that many are applied.
     pub(super) settled_at: RecordSeq,
-    pub(super) last_used: Millis,
+    pub(super) last_used: Instant,
     /// Calls that wait while an async write runs.
     pub(super) waiting: VecDeque<Work>,
     /// Due times of its reminders as of the last turn, as far as they were looked up.
@@ -75,7 +76,7 @@ impl Host {
         kind: &Arc<dyn Kind>,
         for_call: bool,
     ) -> Result<(), Fault> {
-        let now = self.now();
+        let now = self.shared.clock.instant();
         if let Some(act) = self.activations.get_mut(actor) {
             act.last_used = now;
             return Ok(());
@@ -96,7 +97,7 @@ impl Host {
         let (state, bytes) = match stored {
             None => {
                 if for_call {
-                    self.admit_newcomer(now)?;
+                    self.admit_newcomer()?;
                 }
                 let state = fresh(&**kind).map_err(|why| self.storage_fault("state", actor, &why))?;
                 (state, Bytes::new())
@@ -120,9 +121,9 @@ impl Host {
     }
 
     /// Lets a call wake an actor without a row, unless that happens too often.
-    fn admit_newcomer(&self, now: Millis) -> Result<(), Fault> {
+    fn admit_newcomer(&self) -> Result<(), Fault> {
         let counters = &self.shared.counters;
-        if counters.newcomers.take(now) {
+        if counters.newcomers.take(self.shared.clock.instant()) {
             HostCounters::add(&counters.new_actors, 1);
             return Ok(());
         }
@@ -136,18 +137,21 @@ impl Host {
 
     /// Lets idle actors leave memory before their time; says whether there is room now. Looks through them
     /// once a second at most.
-    fn make_room(&mut self, now: Millis) -> bool {
-        if now.since(self.made_room) >= ROOM_IDLE_MS {
-            self.made_room = now;
-            self.let_idle_leave(now, ROOM_IDLE_MS);
+    fn make_room(&mut self, now: Instant) -> bool {
+        if self.made_room.is_none_or(|made| now.saturating_duration_since(made) >= ROOM_IDLE) {
+            self.made_room = Some(now);
+            self.let_idle_leave(now, ROOM_IDLE);
         }
         self.activations.len() < ACTIVATIONS_MAX
     }
 
-    /// Lets actors leave memory that have been idle for longer than this.
-    pub(super) fn let_idle_leave(&mut self, now: Millis, idle_ms: u64) {
+    /// Lets actors leave memory that have been idle for this long. Not by record time, which stands still after
+    /// a clock that was ahead.
+    pub(super) fn let_idle_leave(&mut self, now: Instant, idle: Duration) {
         let applied = self.applied;
-        self.activations.retain(|_, act| !(act.idle(applied) && now.since(act.last_used) >= idle_ms));
+        let idle =
+            |act: &Activation| act.idle(applied) && now.saturating_duration_since(act.last_used) >= idle;
+        self.activations.retain(|_, act| !idle(act));
         self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
     }
 

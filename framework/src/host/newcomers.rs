@@ -6,8 +6,7 @@
 //! promised with a commit. Source: the token bucket of RFC 2698, with one rate.
 
 use std::sync::Mutex;
-
-use perennial_core::time::Millis;
+use std::time::Instant;
 
 use crate::link::lock;
 
@@ -18,44 +17,57 @@ pub const NEW_ACTORS_BURST_MAX: u64 = 2 * NEW_ACTORS_PER_SECOND_MAX;
 /// Actors of a partition in memory. With as many, those that are idle leave; if none is, no other comes in.
 pub const ACTIVATIONS_MAX: usize = 128 * 1024;
 
-/// The allowance; thousandths, so that a millisecond adds a whole number.
-///
-/// Invariant: at most [`NEW_ACTORS_BURST_MAX`] thousandfold.
-#[derive(Debug)]
-pub(crate) struct Newcomers(Mutex<(Millis, u64)>);
+/// The allowance. It goes by time that only passes: record time stands still after a clock that was ahead.
+#[derive(Debug, Default)]
+pub(crate) struct Newcomers(Mutex<Option<Bucket>>);
 
-impl Default for Newcomers {
-    fn default() -> Self {
-        Self(Mutex::new((Millis(0), NEW_ACTORS_BURST_MAX * 1000)))
-    }
+/// Invariant: `left` is at most [`NEW_ACTORS_BURST_MAX`] thousandfold.
+#[derive(Debug)]
+struct Bucket {
+    /// The first time that one was asked for.
+    began: Instant,
+    /// Milliseconds from then on that are counted.
+    counted: u64,
+    /// In thousandths, so that a millisecond adds a whole number.
+    left: u64,
 }
 
 impl Newcomers {
-    /// Takes one from the allowance at `now`; false when there is none. A clock that goes back adds nothing.
-    pub(super) fn take(&self, now: Millis) -> bool {
+    /// Takes one from the allowance at `now`; false when there is none.
+    pub(super) fn take(&self, now: Instant) -> bool {
+        let full = NEW_ACTORS_BURST_MAX * 1000;
         let mut bucket = lock(&self.0);
-        let (since, left) = *bucket;
-        let gained = now.since(since).saturating_mul(NEW_ACTORS_PER_SECOND_MAX);
-        let left = left.saturating_add(gained).min(NEW_ACTORS_BURST_MAX * 1000);
-        let taken = left.checked_sub(1000);
-        *bucket = (now.max(since), taken.unwrap_or(left));
+        let bucket = bucket.get_or_insert(Bucket { began: now, counted: 0, left: full });
+        let passed = u64::try_from(now.saturating_duration_since(bucket.began).as_millis());
+        // Hosts that ask at the same moment may do so in either order.
+        let passed = passed.unwrap_or(u64::MAX).max(bucket.counted);
+        let gained = (passed - bucket.counted).saturating_mul(NEW_ACTORS_PER_SECOND_MAX);
+        bucket.counted = passed;
+        bucket.left = bucket.left.saturating_add(gained).min(full);
+        let taken = bucket.left.checked_sub(1000);
+        bucket.left = taken.unwrap_or(bucket.left);
         taken.is_some()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn the_allowance_comes_back_with_time_up_to_a_burst() {
-        let newcomers = Newcomers::default();
-        let taken = |now| (0..3 * NEW_ACTORS_BURST_MAX).take_while(|_| newcomers.take(Millis(now))).count();
+        let (newcomers, start) = (Newcomers::default(), Instant::now());
+        let taken = |ms| {
+            let now = start + Duration::from_millis(ms);
+            (0..3 * NEW_ACTORS_BURST_MAX).take_while(|_| newcomers.take(now)).count()
+        };
         let (second, burst) = (NEW_ACTORS_PER_SECOND_MAX as usize, NEW_ACTORS_BURST_MAX as usize);
         assert_eq!(taken(5_000), burst);
         assert_eq!(taken(5_000), 0);
         assert_eq!(taken(5_500), second / 2);
-        assert_eq!(taken(4_000), 0, "a clock that goes back");
+        assert_eq!(taken(5_400), 0, "who asks late");
         assert_eq!(taken(6_000), second / 2, "does not count twice");
         assert_eq!(taken(1_000_000), burst);
     }

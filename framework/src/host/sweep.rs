@@ -21,9 +21,8 @@ const FORGET_PAUSE: Duration = Duration::from_millis(50);
 impl Host {
     /// Lets idle actors leave memory and forgets replies whose time is over.
     pub(super) fn sweep(&mut self) {
-        let now = self.now();
-        self.let_idle_leave(now, IDLE_MS_MAX + 1);
-        let more = self.forget_old(now);
+        self.let_idle_leave(self.shared.clock.instant(), Duration::from_millis(IDLE_MS_MAX));
+        let more = self.forget_old(self.now());
         self.tell_after(if more { FORGET_PAUSE } else { SWEEP_PERIOD }, HostMessage::Sweep);
     }
 

@@ -138,7 +138,7 @@ pub(crate) struct Host {
     pub(super) reminders_task: Option<AbortOnDropHandle<()>>,
     pub(super) followers: Vec<events::Follower>,
     /// When idle actors were last made to leave before their time.
-    pub(super) made_room: Millis,
+    pub(super) made_room: Option<Instant>,
     /// The record that last forgot kept replies.
     pub(super) forgetting: Option<RecordSeq>,
     /// Schemas known to be in the log, by fingerprint.
@@ -175,7 +175,7 @@ impl Host {
             reminders_planned: None,
             reminders_task: None,
             followers: Vec::new(),
-            made_room: Millis(0),
+            made_room: None,
             forgetting: None,
             schemas: HashSet::default(),
             tasks: tokio::task::JoinSet::new(),

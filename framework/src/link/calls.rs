@@ -522,6 +522,8 @@ struct ServedShared {
     in_flight_bytes: AtomicUsize,
     /// The same over all links of clients, for one of them.
     all_bytes: Option<Arc<AtomicUsize>>,
+    /// Streams that are open. Invariant: who is not cancelled and has not ended has its entry here, so that
+    /// the end of the link reaches it.
     sinks: Mutex<Map<CancellationToken>>,
 }
 
@@ -549,10 +551,11 @@ impl Served {
     pub(crate) fn on_frame(&self, frame: Frame) -> Result<(), FrameError> {
         match frame.kind {
             Kind::Request => self.request(frame.id, frame.body),
-            Kind::Open => self.open(frame.id, frame.body),
+            Kind::Open => self.open(frame.id, frame.body)?,
             Kind::Cancel => {
-                let sink = lock(&self.shared.sinks).remove(&frame.id);
-                if let Some(closed) = sink {
+                let mut sinks = lock(&self.shared.sinks);
+                if let Some(closed) = sinks.remove(&frame.id) {
+                    // With the lock held: the sink must not take the entry of the id's next stream.
                     closed.cancel();
                 }
             }
@@ -585,19 +588,23 @@ impl Served {
         self.service.request(self.from.clone(), payload, reply);
     }
 
-    fn open(&self, id: u64, payload: Bytes) {
+    fn open(&self, id: u64, payload: Bytes) -> Result<(), FrameError> {
         let closed = CancellationToken::new();
         {
             let mut sinks = lock(&self.shared.sinks);
+            if sinks.contains_key(&id) {
+                return Err(FrameError::OpenAlready(id));
+            }
             if sinks.len() >= self.streams_max {
                 drop(sinks);
                 let _ = self.link.outbox.push_end(Kind::End, id, &StreamEnd::Full.to_wire());
-                return;
+                return Ok(());
             }
             sinks.insert(id, closed.clone());
         }
         let to = SinkTo::Link { link: self.link.clone(), shared: self.shared.clone(), id };
         self.service.stream(self.from.clone(), payload, StreamSink { to: Mutex::new(Some(to)), closed });
+        Ok(())
     }
 }
 
@@ -710,10 +717,14 @@ impl SinkTo {
         }
     }
 
-    fn end(self, end: StreamEnd) {
+    /// Tells the reader, unless the stream is `closed` and its id free for another.
+    fn end(self, end: StreamEnd, closed: &CancellationToken) {
         match self {
             Self::Link { link, shared, id } => {
-                if lock(&shared.sinks).remove(&id).is_some() {
+                let mut sinks = lock(&shared.sinks);
+                let open = !closed.is_cancelled() && sinks.remove(&id).is_some();
+                drop(sinks);
+                if open {
                     let _ = link.outbox.push_end(Kind::End, id, &end.to_wire());
                 }
             }
@@ -764,8 +775,8 @@ impl StreamSink {
         if pushed.is_err()
             && let Some(to) = to.take()
         {
+            to.end(StreamEnd::Slow, &self.closed);
             self.closed.cancel();
-            to.end(StreamEnd::Slow);
         }
         pushed
     }
@@ -794,7 +805,7 @@ impl StreamSink {
     fn end(&self, end: StreamEnd) {
         let to = lock(&self.to).take();
         if let Some(to) = to {
-            to.end(end);
+            to.end(end, &self.closed);
         }
     }
 }
@@ -879,31 +890,52 @@ mod tests {
         assert_eq!(sink.push(Bytes::new()), Err(PushError::Closed));
     }
 
-    /// Keeps requests without an answer.
+    /// Keeps requests without an answer, and streams.
     #[derive(Default)]
-    struct Hoard(Mutex<Vec<Responder>>);
+    struct Hoard(Mutex<Vec<Responder>>, Mutex<Vec<StreamSink>>);
 
     impl Service for Hoard {
         fn request(&self, _: Peer, _: Bytes, reply: Responder) {
             lock(&self.0).push(reply);
         }
-        fn stream(&self, _: Peer, _: Bytes, _: StreamSink) {}
+        fn stream(&self, _: Peer, _: Bytes, sink: StreamSink) {
+            lock(&self.1).push(sink);
+        }
         fn join(&self, _: Peer, payload: Bytes) -> Bytes {
             payload
         }
     }
 
+    fn served(hoard: &Arc<Hoard>, config: &LinkConfig) -> Served {
+        let from = Peer::Client("a client".to_owned());
+        Served::new(Link::new(config), hoard.clone(), from, None, config)
+    }
+
+    #[test]
+    fn a_stream_is_opened_once_and_ends_with_its_link_whatever_ids_were_used() {
+        let hoard = Arc::new(Hoard::default());
+        let served = served(&hoard, &LinkConfig { streams_max: 2, ..LinkConfig::default() });
+        let say = |kind, id| served.on_frame(Frame { kind, id, body: Bytes::new() });
+        assert_eq!(say(Kind::Open, 1), Ok(()));
+        assert_eq!(say(Kind::Open, 1), Err(FrameError::OpenAlready(1)));
+        assert_eq!(say(Kind::Cancel, 1), Ok(()));
+        assert_eq!(say(Kind::Open, 1), Ok(()));
+        let first = lock(&hoard.1).remove(0);
+        assert!(first.is_closed());
+        drop(first);
+        assert_eq!(lock(&served.shared.sinks).len(), 1, "the entry is the second stream's");
+        assert_eq!(say(Kind::Open, 2), Ok(()));
+        assert_eq!(say(Kind::Open, 3), Ok(()), "answered as full");
+        drop(served);
+        let streams = lock(&hoard.1);
+        assert_eq!(streams.len(), 2);
+        assert!(streams.iter().all(StreamSink::is_closed));
+    }
+
     #[test]
     fn requests_that_are_served_are_bounded_in_bytes() {
         let hoard = Arc::new(Hoard::default());
-        let config = LinkConfig::default();
-        let served = Served::new(
-            Link::new(&config),
-            hoard.clone(),
-            Peer::Client("a client".to_owned()),
-            None,
-            &config,
-        );
+        let served = served(&hoard, &LinkConfig::default());
         let body = Bytes::from(vec![0; FRAME_BYTES_MAX]);
         let fit = SERVED_BYTES_MAX / FRAME_BYTES_MAX;
         let ask = |requests: usize| {

@@ -100,6 +100,9 @@ pub enum FrameError {
     /// A known kind on a lane or in a phase where it has no meaning.
     #[error("frame kind {0} has no place here")]
     Unexpected(u8),
+    /// A stream under the id of one that is open.
+    #[error("stream {0} is open already")]
+    OpenAlready(u64),
 }
 
 impl FrameError {

@@ -39,7 +39,7 @@ pub(crate) fn read_frames(buf: &mut BytesMut, service: Arc<dyn Service>, within:
             }
             Ok(None) => break,
             Err(FrameError::TooLarge(..) | FrameError::Short(_) | FrameError::Version(_)) => break,
-            Err(FrameError::Kind(_) | FrameError::Unexpected(_)) => break,
+            Err(FrameError::Kind(_) | FrameError::Unexpected(_) | FrameError::OpenAlready(_)) => break,
         }
     }
     drop((answers, stream));

@@ -47,7 +47,7 @@ impl Folder {
         if path.exists() && !path.is_dir() {
             return Err(failed("it is not a folder; name one with --data".into()));
         }
-        std::fs::create_dir_all(path).map_err(|e| {
+        make(path).map_err(|e| {
             failed(format!("it cannot be made: {e}; name a folder this user may write with --data"))
         })?;
         let foreign = || -> std::io::Result<Option<std::ffi::OsString>> {
@@ -162,6 +162,18 @@ impl Folder {
     }
 }
 
+/// Makes the folder, where there is none, for its owner only: it holds all state, not encrypted.
+fn make(path: &Path) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let mut folder = std::fs::DirBuilder::new();
+    folder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut folder, 0o700);
+    folder.create(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,6 +214,21 @@ mod tests {
         folder.store(&folder.identity(&node()).unwrap()).unwrap();
         let other = folder.identity(&NodeId::new("n2").unwrap());
         assert!(other.is_err_and(|e| e.to_string().contains("belongs to node n1")));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_new_folder_is_for_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nodes").join("n1");
+        Folder::open(&path).unwrap().release();
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(), 0o700);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o750)).unwrap();
+        Folder::open(&path).unwrap();
+        assert_eq!(mode(), 0o750, "one that is there stays as its owner has made it");
     }
 
     #[test]

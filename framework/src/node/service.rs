@@ -148,6 +148,10 @@ impl Service for NodeService {
             Ok(question) => question,
             Err(error) => return reply.send(encode(&Response::Refused(unreadable(&from, &error)))),
         };
+        if let Some(why) = barred(&from, &question, |node| inner.member_of(node).is_some()) {
+            let fault = Fault::Unavailable { what: "this question".into(), why: why.into() };
+            return reply.send(encode(&Response::Refused(fault)));
+        }
         match question {
             Question::Call(call) => {
                 let (router, target) = (inner.router.clone(), call.target.clone());
@@ -192,15 +196,6 @@ impl Service for NodeService {
                     reply.send(encode(&Response::Status(Box::new(status))));
                     drop(permit);
                 });
-            }
-            Question::Led | Question::Deliver(_) | Question::MemberUp(_)
-                if !matches!(from, Peer::Node(_)) =>
-            {
-                let fault = Fault::Unavailable {
-                    what: "this question".into(),
-                    why: "only nodes may ask it; use a node's certificate".into(),
-                };
-                reply.send(encode(&Response::Refused(fault)));
             }
             Question::Led => {
                 let runtime = inner.runtime.clone();
@@ -269,6 +264,25 @@ impl Service for NodeService {
             Peer::Node(node) => inner.formation.answer(&node, &payload),
             Peer::Client(_) => Bytes::new(),
         }
+    }
+}
+
+/// Why a question is not answered for this peer, if it is not. The client lane lets in whoever has a
+/// certificate of the authority, also nodes that are no members.
+fn barred(from: &Peer, question: &Question, member: impl Fn(&NodeId) -> bool) -> Option<&'static str> {
+    let announced = match question {
+        Question::Call(_) | Question::Routes | Question::Status => return None,
+        Question::Led | Question::Deliver(_) => None,
+        Question::MemberUp(spec) => Some(&spec.node),
+    };
+    match from {
+        Peer::Client(_) => Some("only nodes may ask it; use a node's certificate"),
+        Peer::Node(node) if !member(node) => Some("only members may ask it; let the node join first"),
+        // Members pass on who asks to join; where a member is, it says itself.
+        Peer::Node(node) if announced.is_some_and(|announced| announced != node && member(announced)) => {
+            Some("only a member itself may say that it is up; ask with its own certificate")
+        }
+        Peer::Node(_) => None,
     }
 }
 
@@ -429,5 +443,36 @@ impl ControlHandler for ControlService {
     }
     fn down(&self, node: NodeId) {
         tracing::info!(%node, "control session down");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use perennial_core::id::PartitionId;
+
+    use super::*;
+    use crate::host::Delivery;
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    #[test]
+    fn what_members_ask_each_other_is_answered_for_members_only() {
+        let member = |asked: &NodeId| ["n1", "n2"].contains(&asked.as_str());
+        let passes = |from: &Peer, question: &Question| barred(from, question, member).is_none();
+        let up = |name: &str| Question::MemberUp(MemberSpec::new(node(name), "h:1"));
+        let delivery = Delivery { from: PartitionId(0), to: PartitionId(1), first_seq: 1, items: Vec::new() };
+        let (n2, stranger) = (Peer::Node(node("n2")), Peer::Node(node("n9")));
+        let client = Peer::Client("shell".to_owned());
+        for question in [Question::Led, Question::Deliver(delivery), up("n3"), up("n2"), up("n9")] {
+            assert!(passes(&n2, &question), "{question:?} of a member");
+            assert!(!passes(&stranger, &question), "{question:?} of a node that is no member");
+            assert!(!passes(&client, &question), "{question:?} of a client");
+        }
+        assert!(!passes(&n2, &up("n1")), "a member speaks for itself only");
+        for question in [Question::Routes, Question::Status] {
+            assert!(passes(&stranger, &question) && passes(&client, &question));
+        }
     }
 }

@@ -3,6 +3,8 @@
 //! Owns the checks of a body and the reading of a query; never decodes a value for good: the owner of
 //! the actor does that and has the last word. Out: a JSON object as bytes.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use perennial::Fault;
 use perennial::actor::Method;
@@ -10,6 +12,7 @@ use perennial::app::Kinds;
 use perennial::schema::{Shape, Type, Types};
 use serde::de::IgnoredAny;
 
+use super::QUERY_PAIRS_MAX;
 use super::errors::Problem;
 
 /// How far newtypes and options are followed when a query's value is read.
@@ -36,13 +39,20 @@ pub(super) fn from_query(
 ) -> Result<Bytes, Problem> {
     let known =
         kinds.get(kind).ok().and_then(|k| k.methods().iter().find(|described| described.name == method));
+    if pairs.len() > QUERY_PAIRS_MAX {
+        return Err(Problem::BadQuery(format!(
+            "has {} names, the limit is {QUERY_PAIRS_MAX}; give large values as JSON",
+            pairs.len()
+        )));
+    }
+    let mut names = BTreeSet::new();
     let mut json = String::from("{");
     for (position, (name, text)) in pairs.iter().enumerate() {
         // Percent-encoding that is not UTF-8 was replaced on the way here.
         if name.contains(char::REPLACEMENT_CHARACTER) || text.contains(char::REPLACEMENT_CHARACTER) {
             return Err(Problem::BadQuery("is not percent-encoded UTF-8".to_owned()));
         }
-        if pairs[..position].iter().any(|(earlier, _)| earlier == name) {
+        if !names.insert(name) {
             return Err(Problem::BadQuery(format!(
                 "names {name:?} twice; give a sequence as JSON, such as {name}=[1,2]"
             )));
@@ -152,6 +162,19 @@ mod tests {
         ] {
             assert_eq!(read(&ty, text).as_deref(), json, "{ty:?} from {text:?}");
         }
+    }
+
+    #[test]
+    fn a_query_names_so_many_parameters_and_each_once() {
+        let kinds = Kinds::default();
+        let read = |pairs: &[(String, String)]| from_query(&kinds, "Cart", "find", pairs);
+        let mut pairs: Vec<_> = (0..QUERY_PAIRS_MAX).map(|n| (format!("p{n}"), "1".to_owned())).collect();
+        assert!(read(&pairs).is_ok());
+        let last = pairs.pop().unwrap();
+        pairs.push(pairs[0].clone());
+        assert!(matches!(read(&pairs), Err(Problem::BadQuery(why)) if why.contains("\"p0\" twice")));
+        pairs.push(last);
+        assert!(matches!(read(&pairs), Err(Problem::BadQuery(why)) if why.contains("the limit is")));
     }
 
     fn named(name: &str) -> Type {

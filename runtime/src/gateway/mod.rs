@@ -58,6 +58,8 @@ pub const CONNECTIONS_MAX: u32 = 4096;
 pub const CONNECTIONS_OF_ONE_MAX: u32 = 2048;
 /// Connections to the admin port; above it 503 and the connection is closed.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Connections to the admin port from one address (IPv6: network); above it 503 and closed.
+pub const ADMIN_CONNECTIONS_OF_ONE_MAX: usize = ADMIN_CONNECTIONS_MAX / 2;
 /// Status requests answered at the same time (each asks every leader); above it 429.
 pub const STATUS_IN_FLIGHT_MAX: usize = 16;
 /// Largest request body in bytes, also the default; above it 413. What is larger fits no frame between nodes.
@@ -69,6 +71,8 @@ pub const BODY_BYTES_IN_FLIGHT_MAX: usize = 64 * 1024 * 1024;
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Smallest such limit: hyper reads in pieces of this size.
 pub const HEAD_BYTES_MAX_MIN: usize = 8 * 1024;
+/// Names in the query of a read; above it 400.
+pub const QUERY_PAIRS_MAX: usize = 64;
 /// Longest `Idempotency-Key` in bytes; above it 400.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 /// Longest time a caller may ask for with `Perennial-Timeout-Ms`; above it 400.
@@ -223,10 +227,11 @@ impl Gateway {
         }
         if let Some(admin) = &gate.config.admin {
             let connections = (Limit::AdminConnections, ADMIN_CONNECTIONS_MAX);
+            let of_one = (Limit::ConnectionsOfOne, ADMIN_CONNECTIONS_OF_ONE_MAX);
             let entrance = Entrance {
                 router: routes::admin_router(gate, admin),
                 tls: admin.tls.clone().map(Into::into),
-                connections: Quota::new(connections, connections),
+                connections: Quota::new(connections, of_one),
             };
             let (listener, bound) = listen(admin.address).await?;
             gateway.admin = Some(bound);

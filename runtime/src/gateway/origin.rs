@@ -6,8 +6,8 @@
 //! Requests without `Origin` (programs, the address bar) are not concerned.
 //!
 //! A page can also make its own name point to this machine (DNS rebinding), and then is of the gateway's own
-//! host name. A port that is open to everybody on loopback therefore answers only to names that cannot be
-//! pointed elsewhere: those of loopback, addresses, and the hosts of allowed origins.
+//! host name. A port on loopback that lets everybody do something therefore answers only to names that cannot
+//! be pointed elsewhere: those of loopback, addresses, and the hosts of allowed origins.
 
 use std::net::IpAddr;
 use std::sync::Arc;

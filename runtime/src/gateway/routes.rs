@@ -86,7 +86,8 @@ pub(super) fn router(gate: &Arc<Gate>, address: SocketAddr) -> Result<Router, Ga
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(Arc::clone(gate), origin::guard))
         .layer(origin::cors(gate));
-    let open = address.ip().is_loopback() && gate.config.policy.is_none();
+    let everybody = gate.config.policy.as_ref().is_none_or(|policy| policy.names_anonymous());
+    let open = address.ip().is_loopback() && everybody;
     Ok(observed(router, gate, open))
 }
 
@@ -199,8 +200,8 @@ async fn read(
     let target = ActorId::new(&kind, &key).map_err(Fault::from)?;
     caller.may(&gate, &kind, &key, &method)?;
     let timeout = timeout(&gate, &headers)?;
-    let bytes = arguments::from_query(gate.backend.app().kinds(), &kind, &method, &query_pairs(&uri)?)?;
     let call = gate.admit(&gate.calls, &caller.principal, 1)?;
+    let bytes = arguments::from_query(gate.backend.app().kinds(), &kind, &method, &query_pairs(&uri)?)?;
     let outbound = Outbound {
         target,
         method,

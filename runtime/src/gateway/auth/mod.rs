@@ -191,6 +191,11 @@ impl Policy {
         })
     }
 
+    /// Whether a rule is for everybody, also without credentials.
+    pub(super) fn names_anonymous(&self) -> bool {
+        self.rules.iter().any(|rule| rule.who.contains(&Who::Anonymous))
+    }
+
     fn allows(&self, caller: &Caller, kind: &str, key: &str, method: &str) -> bool {
         self.rules.iter().any(|rule| rule.allows(caller, kind, key, method))
     }

@@ -22,6 +22,8 @@ use super::BadCredentials;
 const SECRET_BYTES_MIN: usize = 32;
 /// Longest subject, in bytes.
 const SUBJECT_BYTES_MAX: usize = 256;
+/// Claims that are one text with spaces between the names (RFC 8693 §4.2; `scp` is what some issuers call it).
+const SPACED_CLAIMS: [&str; 2] = ["scope", "scp"];
 /// Most groups of a token that are looked at.
 const GROUPS_MAX: usize = 256;
 
@@ -101,13 +103,13 @@ impl Tokens {
         if sub.is_empty() || sub.len() > SUBJECT_BYTES_MAX {
             return Err(BadCredentials::Subject);
         }
-        let groups = self.groups_claim.as_ref().and_then(|name| claims.get(name));
+        let groups = self.groups_claim.as_ref().and_then(|name| Some(names(name, claims.get(name)?)));
         // A fraction of a second is cut off, as it was when the token was judged.
         let ends = claims.get("exp").and_then(|exp| exp.as_u64().or(exp.as_f64().map(|exp| exp as u64)));
         let ends = ends.ok_or(BadCredentials::Claims)?.saturating_add(self.validation.leeway);
         Ok(Holder {
             sub: sub.to_owned(),
-            groups: groups.map(names).unwrap_or_default(),
+            groups: groups.unwrap_or_default(),
             good_for: Duration::from_secs(ends.saturating_sub(get_current_timestamp())),
         })
     }
@@ -124,13 +126,17 @@ impl Tokens {
     }
 }
 
-/// The texts of a claim: a list of them, or one with spaces between.
-fn names(claim: &Value) -> Vec<String> {
-    match claim {
+/// The groups that a claim names: a list of texts, or one. In any other claim than those with spaces between
+/// names a space is part of the name: who may choose a name such as `x admins` is not in `admins`.
+fn names(claim: &str, value: &Value) -> Vec<String> {
+    match value {
         Value::Array(values) => {
             values.iter().filter_map(Value::as_str).take(GROUPS_MAX).map(str::to_owned).collect()
         }
-        Value::String(text) => text.split_whitespace().take(GROUPS_MAX).map(str::to_owned).collect(),
+        Value::String(text) if SPACED_CLAIMS.contains(&claim) => {
+            text.split_whitespace().take(GROUPS_MAX).map(str::to_owned).collect()
+        }
+        Value::String(text) => vec![text.clone()],
         _ => Vec::new(),
     }
 }
@@ -203,4 +209,20 @@ fn read_set(algorithm: Algorithm, text: &str) -> Result<Vec<IssuerKey>, String> 
         keys.push(IssuerKey { id, key });
     }
     if keys.is_empty() { Err(format!("has no key for signatures with {algorithm:?}")) } else { Ok(keys) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_scope_has_spaces_between_names() {
+        assert_eq!(names("groups", &json!(["staff", 7, "sales team"])), ["staff", "sales team"]);
+        assert_eq!(names("groups", &json!("sales admins")), ["sales admins"]);
+        assert_eq!(names("scope", &json!("read write")), ["read", "write"]);
+        assert_eq!(names("scp", &json!(["read", "write all"])), ["read", "write all"]);
+        assert!(names("groups", &json!({ "admins": true })).is_empty());
+    }
 }
