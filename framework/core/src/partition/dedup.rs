@@ -258,6 +258,9 @@ mod tests {
         for (session, ack_below, room) in [(1, 0, false), (1, 1, true), (2, 3, false), (2, 4, true)] {
             assert_eq!(all_taken.has_room(SessionId(session), ack_below), room, "{session} {ack_below}");
         }
-        assert!(fill(2, 3, full - 1).has_room(SessionId(3), 0), "a byte is left");
+        let mut dedup = fill(2, 3, full - 1);
+        assert!(dedup.has_room(SessionId(3), 0), "a byte is left");
+        dedup.forget(SessionId(1));
+        assert_eq!(dedup.bytes, SESSION_KEPT_BYTES_MAX - 1, "what is forgotten takes no room");
     }
 }
