@@ -1039,3 +1039,153 @@ fn a_tail_that_is_exactly_long_enough_is_kept_for_a_follower() {
         assert_eq!(truncate.map(|t| t.index), Some(forgotten));
     }
 }
+
+#[test]
+fn snapshots_to_one_member_go_one_after_the_other() {
+    let other = GroupId::of(PartitionId(3));
+    let mut net = Net::with_groups(&[1, 2, 3], &[G, other], 12, small_log);
+    let (leader, term) = net.elect();
+    net.kill(M3);
+    for group in [G, other] {
+        for n in 0..40 {
+            let (first_seq, data) = (RecordSeq(n), entry(term, RecordSeq(n), 1, 100));
+            let proposal = Proposal { group, epoch: term, first_seq, records: 1, data };
+            net.node(leader).driver.propose(proposal);
+        }
+    }
+    net.pump();
+    net.tick(12);
+    for group in [G, other] {
+        assert!(net.checkpoint_of(leader, group).is_some());
+    }
+    net.trace.clear();
+    net.restart(M3);
+    net.tick(30);
+    for group in [G, other] {
+        assert_eq!(net.node(M3).machines[&group].records, 40);
+    }
+    let mut under_way = None;
+    let mut sent = 0;
+    for line in &net.trace {
+        let words: Vec<_> = line.split(' ').collect();
+        if words[0].ends_with("->M3") || words[0].ends_with("->3") {
+            if words[2] == "Snapshot" {
+                assert!(under_way.is_none_or(|group| group == words[1]), "two at once: {line}");
+                (under_way, sent) = (Some(words[1].to_owned()), sent + 1);
+            }
+        } else if words[2] == "AppendResponse" && under_way.as_deref() == Some(words[1]) {
+            under_way = None;
+        }
+    }
+    assert!((2..5).contains(&sent), "each was sent, and hardly one twice: {sent}");
+}
+
+#[test]
+fn a_restarted_node_applies_only_what_its_rows_lack() {
+    let mut net = Net::three(2);
+    let (leader, term) = net.elect();
+    net.propose(leader, term, 0, 4);
+    net.tick(3);
+    for member in [M1, M2, M3] {
+        assert_eq!(net.checkpoint(member), None, "the log is kept");
+    }
+    net.propose(leader, term, 4, 2);
+    net.tick(3);
+    for member in [M1, M2, M3] {
+        net.kill(member);
+    }
+    for member in [M1, M2, M3] {
+        net.restart(member);
+        assert_eq!(net.status(member).applied, LogIndex(2));
+    }
+    net.pump();
+    net.elect();
+    net.tick(3);
+    for member in [M1, M2, M3] {
+        assert_eq!((net.records(member), net.gaps(member)), (6, &[][..]));
+    }
+}
+
+#[test]
+fn who_leads_is_told_when_it_changes_and_only_then() {
+    let mut net = Net::three(9);
+    let (leader, term) = net.elect();
+    let told = |net: &mut Net, member| {
+        let mut told = net.events(member);
+        told.retain(|e| matches!(e, EpochEvent::LeaderIs { .. }));
+        told
+    };
+    for member in [M1, M2, M3] {
+        let told = told(&mut net, member);
+        assert_eq!(told.last(), Some(&EpochEvent::LeaderIs { leader: Some(leader), term }));
+        assert_eq!(told.iter().filter(|e| **e == told[told.len() - 1]).count(), 1);
+    }
+    net.propose(leader, term, 0, 1);
+    net.tick(10);
+    assert!(told(&mut net, M2).is_empty());
+}
+
+#[test]
+fn leadership_follows_a_change_of_the_order() {
+    let mut net = Net::three(11);
+    net.elect();
+    for member in [M1, M2, M3] {
+        net.node(member).driver.set_preferred(G, vec![M3, M1, M2]);
+    }
+    net.tick(19);
+    assert_eq!(net.leader().map(|l| l.0), Some(M1), "not before it has been well for a while");
+    net.tick(2);
+    assert_eq!(net.leader().map(|l| l.0), Some(M3));
+}
+
+#[test]
+fn a_replica_without_rows_does_not_campaign_when_it_is_told_to() {
+    let mut net = Net::three(14);
+    let (leader, term) = net.elect();
+    net.propose(leader, term, 0, 5);
+    net.tick(3);
+    net.kill(M2);
+    net.lose_rows(M2);
+    net.restart(M2);
+    let now = bare(MessageKind::TimeoutNow, term);
+    assert_eq!(net.node(M2).driver.step(M1, G, now.clone()), Err(Dropped::Kind));
+    assert_eq!(net.node(M3).driver.step(M1, G, now), Ok(()));
+    net.pump();
+    assert_eq!(net.leader().map(|l| l.0), Some(M3));
+}
+
+#[test]
+fn a_poisoned_leader_lets_a_hand_over_finish() {
+    let mut net = Net::three(5);
+    let (leader, term) = net.elect();
+    net.tick(3);
+    assert_eq!(leader, M1);
+    assert!(net.node(M1).driver.transfer(G, M3));
+    net.propose(M1, term, 0, 1);
+    assert!(net.events(M1).iter().all(|e| !matches!(e, EpochEvent::Closed { .. })));
+    net.pump();
+    assert_eq!(net.leader(), Some((M3, Term(term.0 + 1))), "no second election");
+}
+
+#[test]
+fn a_follower_whose_messages_were_lost_is_probed_before_it_gets_more() {
+    for hint in [false, true] {
+        let mut net = Net::three(5);
+        let (leader, term) = net.elect();
+        net.tick(3);
+        if hint {
+            net.node(leader).driver.unreachable(M2);
+        }
+        net.trace.clear();
+        for n in 0..3 {
+            net.propose(leader, term, n, 1);
+            net.run(leader);
+        }
+        let appends = net.trace.iter().filter(|l| l.contains(" Append ") && l.contains("->M2 ")).count();
+        let other = net.trace.iter().filter(|l| l.contains("->2 ") && l.contains(" Append ")).count();
+        assert_eq!(appends + other, if hint { 1 } else { 3 });
+        net.pump();
+        net.tick(3);
+        assert_eq!(net.records(M2), 3);
+    }
+}
