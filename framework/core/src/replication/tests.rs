@@ -1189,3 +1189,42 @@ fn a_follower_whose_messages_were_lost_is_probed_before_it_gets_more() {
         assert_eq!(net.records(M2), 3);
     }
 }
+
+#[test]
+fn a_snapshot_under_way_is_not_taken_for_received_when_another_group_answers() {
+    let [second, whole] = [3, 4].map(|n| GroupId::of(PartitionId(n)));
+    let mut net = Net::with_groups(&[1, 2, 3], &[G, second, whole], 12, small_log);
+    let (leader, term) = net.elect();
+    net.kill(M3);
+    let propose = |net: &mut Net, group, n| {
+        let (first_seq, data) = (RecordSeq(n), entry(term, RecordSeq(n), 1, 100));
+        net.node(leader).driver.propose(Proposal { group, epoch: term, first_seq, records: 1, data });
+    };
+    for group in [G, second] {
+        (0..40).for_each(|n| propose(&mut net, group, n));
+    }
+    net.pump();
+    net.tick(12);
+    for group in [G, second] {
+        assert!(net.checkpoint_of(leader, group).is_some());
+    }
+    net.restart(M3);
+    net.trace.clear();
+    let sent = |net: &Net| net.trace.iter().filter(|line| line.contains(" Snapshot ")).count();
+    while sent(&net) == 0 {
+        net.node(leader).driver.tick();
+        while sent(&net) == 0 && net.single_step() {}
+    }
+    assert_eq!(sent(&net), 1);
+    net.cut_one_way(leader, M3);
+    net.pump();
+    net.heal();
+    propose(&mut net, whole, 0);
+    net.tick(20);
+    assert_eq!(net.node(M3).machines[&whole].records, 1);
+    assert_eq!(sent(&net), 1, "the first may still be on its way");
+    net.tick(250);
+    for group in [G, second] {
+        assert_eq!(net.node(M3).machines[&group].records, 40, "in the end it is sent again");
+    }
+}
