@@ -1228,3 +1228,40 @@ fn a_snapshot_under_way_is_not_taken_for_received_when_another_group_answers() {
         assert_eq!(net.node(M3).machines[&group].records, 40, "in the end it is sent again");
     }
 }
+
+#[test]
+fn leaderships_go_home_one_after_the_other() {
+    let second = GroupId::of(PartitionId(3));
+    let mut net = Net::with_groups(&[1, 2, 3], &[G, second], 11, |_| {});
+    net.elect();
+    net.kill(M1);
+    for member in [M2, M3] {
+        net.node(member).driver.member_down(M1);
+    }
+    net.pump();
+    net.restart(M1);
+    net.tick(80);
+    assert!(net.node(M1).driver.status().iter().all(|s| s.role == Role::Leader && s.open));
+    let events = std::mem::take(&mut net.node(M2).events);
+    let told = |group, wanted: fn(&EpochEvent) -> bool| {
+        events.iter().position(|(of, event)| *of == group && wanted(event)).unwrap()
+    };
+    let begun = |group| told(group, |e| matches!(e, EpochEvent::Transferring { .. }));
+    let over = |group| told(group, |e| matches!(e, EpochEvent::Closed { .. }));
+    assert!(over(G) < begun(second) || over(second) < begun(G));
+}
+
+#[test]
+fn an_event_is_work_to_do() {
+    let mut driver = Driver::new(DriverConfig::new(M1, 0));
+    assert!(!driver.has_work());
+    let proposal =
+        Proposal { group: G, epoch: Term(1), first_seq: RecordSeq(0), records: 1, data: Bytes::new() };
+    driver.propose(proposal);
+    assert!(driver.has_work());
+    let mut fx = Effects::default();
+    driver.ready(&mut fx);
+    driver.persisted(&mut fx);
+    assert_eq!(fx.events, [(G, EpochEvent::Refused { epoch: Term(1), first_seq: RecordSeq(0) })]);
+    assert!(!driver.has_work());
+}
