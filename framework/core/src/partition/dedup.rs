@@ -187,7 +187,7 @@ mod tests {
         let large = Bytes::from(vec![7; 1 << 20]);
         let hog = |dedup: &mut Dedup, session| {
             let mut seq = 0;
-            while dedup.has_room(SessionId(session), 0) {
+            while seq < 100 && dedup.has_room(SessionId(session), 0) {
                 dedup.keep(RequestId { session: SessionId(session), seq }, 0, large.clone(), Millis(seq));
                 seq += 1;
             }
@@ -216,7 +216,51 @@ mod tests {
         let other = RequestId { session: SessionId(2), seq: 0 };
         dedup.keep(other, 0, Bytes::new(), Millis(SESSION_SILENCE_MS_MAX));
         assert_eq!(dedup.silent(Millis(SESSION_SILENCE_MS_MAX + 1), 10), vec![SessionId(1)]);
+        assert_eq!(
+            dedup.silent(Millis(SESSION_SILENCE_MS_MAX), 10),
+            vec![],
+            "the limit itself is not too long"
+        );
+        let all = Millis(3 * SESSION_SILENCE_MS_MAX);
+        assert_eq!(dedup.silent(all, 10), vec![SessionId(1), SessionId(2)]);
+        assert_eq!(dedup.silent(all, 1), vec![SessionId(1)]);
+        assert!(dedup.len() == 2 && !dedup.is_empty());
         dedup.forget(SessionId(1));
         assert_eq!(dedup.look_up(request(0)), Known::Fresh);
+        dedup.forget(SessionId(2));
+        assert_eq!((dedup.len(), dedup.is_empty()), (0, true));
+    }
+
+    #[test]
+    fn a_session_is_heard_of_with_each_call_and_never_earlier_than_before() {
+        let mut dedup = Dedup::default();
+        dedup.keep(request(0), 0, Bytes::new(), Millis(5));
+        dedup.keep(request(1), 0, Bytes::new(), Millis(9));
+        dedup.keep(request(2), 0, Bytes::new(), Millis(7));
+        assert_eq!(dedup.silent(Millis(9 + SESSION_SILENCE_MS_MAX), 1), vec![]);
+        assert_eq!(dedup.silent(Millis(10 + SESSION_SILENCE_MS_MAX), 1), vec![SessionId(1)]);
+    }
+
+    #[test]
+    fn room_ends_at_the_limits_exactly() {
+        let mut dedup = Dedup::default();
+        let full = SESSION_KEPT_BYTES_MAX - SESSION_BYTES - REPLY_BYTES;
+        let mut fill = |session, seq, size| {
+            let reply = Bytes::from(vec![0; size]);
+            dedup.keep(RequestId { session: SessionId(session), seq }, 0, reply, Millis(1));
+            dedup.clone()
+        };
+        assert!(fill(1, 0, full - 1).has_room(SessionId(1), 0), "a byte is left");
+        assert!(!fill(1, 0, full).has_room(SessionId(1), 0));
+        let all_taken = fill(2, 3, full);
+        assert_eq!(all_taken.bytes, KEPT_BYTES_MAX);
+        assert!(!all_taken.has_room(SessionId(3), 0));
+        for (session, ack_below, room) in [(1, 0, false), (1, 1, true), (2, 3, false), (2, 4, true)] {
+            assert_eq!(all_taken.has_room(SessionId(session), ack_below), room, "{session} {ack_below}");
+        }
+        let mut dedup = fill(2, 3, full - 1);
+        assert!(dedup.has_room(SessionId(3), 0), "a byte is left");
+        dedup.forget(SessionId(1));
+        assert_eq!(dedup.bytes, SESSION_KEPT_BYTES_MAX - 1, "what is forgotten takes no room");
     }
 }

@@ -8,6 +8,9 @@ pub mod dedup;
 pub mod record;
 pub mod rows;
 
+#[cfg(test)]
+mod tests;
+
 pub use apply::{Line, OutboxItem, Partition};
 pub use dedup::Known;
 pub use record::{Batch, Record};

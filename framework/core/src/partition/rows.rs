@@ -213,6 +213,61 @@ mod tests {
     }
 
     #[test]
+    fn bytes_of_keys_are_frozen() {
+        let actor: ActorId = "C/a".parse().unwrap();
+        let request = RequestId { session: SessionId(7), seq: 9 };
+        let long = |number: u64| number.to_be_bytes();
+        let asked = [7_u128.to_be_bytes().as_slice(), &long(9)].concat();
+        let named = b"\0\x03C/a";
+        assert_eq!(state(&actor), b"SC/a");
+        assert_eq!(kept_reply(request), [b"K", &asked[..]].concat());
+        assert_eq!(kept_until(Millis(5), request), [b"X", &long(5)[..], &asked].concat());
+        assert_eq!(outbox(PartitionId(2), 3), [b"O", &[0, 0, 0, 2][..], &long(3)].concat());
+        assert_eq!(reminder_due(Millis(5), &actor, "tick"), [b"R", &long(5)[..], named, b"tick"].concat());
+        assert_eq!(reminder_name(&actor, "tick"), [b"N", &named[..], b"tick"].concat());
+        assert_eq!(event(&actor, LogIndex(4), 1), [b"E", &named[..], &long(4), &[0, 0, 0, 1]].concat());
+        assert_eq!(schema(6), [b"F", &long(6)[..]].concat());
+    }
+
+    #[test]
+    fn ranges_hold_their_rows_and_no_others() {
+        let actor: ActorId = "C/a".parse().unwrap();
+        let request = RequestId { session: SessionId(u128::MAX), seq: u64::MAX };
+        let within = |(from, to): (Vec<u8>, Vec<u8>), key: Vec<u8>| from <= key && key < to;
+        let tags = [STATE, KEPT_REPLY, KEPT_UNTIL, OUTBOX, REMINDER_DUE, REMINDER_NAME, EVENT, SCHEMA];
+        for tag in tags {
+            assert_eq!(within(states(), vec![tag, 0xff]), tag == STATE);
+            assert_eq!(within(reminders(), vec![tag, 0xff]), tag == REMINDER_DUE);
+            assert_eq!(within(kept_before(Millis(9)), vec![tag, 0]), tag == KEPT_UNTIL);
+        }
+        assert!(within(kept_before(Millis(9)), kept_until(Millis(8), request)));
+        assert!(!within(
+            kept_before(Millis(9)),
+            kept_until(Millis(9), RequestId { session: SessionId(0), seq: 0 })
+        ));
+        let line = || outbox_range(PartitionId(2), 4, 6);
+        for (to, seq, inside) in [(2, 3, false), (2, 4, true), (2, 5, true), (2, 6, false), (3, 5, false)] {
+            assert_eq!(within(line(), outbox(PartitionId(to), seq)), inside);
+        }
+        let after = reminders_after(Millis(5));
+        assert!(reminder_due(Millis(5), &actor, "z") < after && after < reminder_due(Millis(6), &actor, ""));
+        assert!(reminder_due(Millis(7), &actor, "") > reminders_after(Millis(5)));
+    }
+
+    #[test]
+    fn other_keys_are_not_misread() {
+        let actor: ActorId = "C/a".parse().unwrap();
+        let request = RequestId { session: SessionId(7), seq: 9 };
+        let state = state(&actor);
+        let until = kept_until(Millis(5), request);
+        let due = reminder_due(Millis(5), &actor, "tick");
+        assert_eq!((state_actor(&due), state_actor(&until), state_actor(b"")), (None, None, None));
+        assert_eq!((read_kept_until(&state), read_kept_until(&until[..until.len() - 1])), (None, None));
+        assert_eq!((read_reminder_due(&state), read_reminder_due(&due[..12])), (None, None));
+        assert_eq!(read_event(b"E"), None);
+    }
+
+    #[test]
     fn an_actor_sees_only_its_own_events() {
         let (short, long): (ActorId, ActorId) = ("Room/a".parse().unwrap(), "Room/ab".parse().unwrap());
         let (from, to) = events_after(&short, None, LogIndex(u64::MAX - 1));

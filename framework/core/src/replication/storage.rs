@@ -264,3 +264,169 @@ impl Storage for LogTail {
         Ok(snapshot)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: usize = 68;
+    /// What an entry of `SIZE` bytes of data counts.
+    const COUNTED: usize = SIZE + ENTRY_OVERHEAD_BYTES;
+
+    fn entry(index: u64, term: u64) -> Entry {
+        Entry { index, term, data: vec![7; SIZE].into(), ..Entry::default() }
+    }
+
+    fn seed(truncated: (u64, u64), entries: &[(u64, u64)], applied: u64) -> GroupSeed {
+        GroupSeed {
+            truncated: (LogIndex(truncated.0), Term(truncated.1)),
+            entries: entries.iter().map(|(index, term)| entry(*index, *term)).collect(),
+            applied: LogIndex(applied),
+            ..GroupSeed::empty(GroupId::SYSTEM, vec![MemberId(3), MemberId(1), MemberId(2)], Vec::new())
+        }
+    }
+
+    /// Entries 11 to 15 behind a truncation at 10, applied up to 14.
+    fn tail() -> LogTail {
+        LogTail::new(seed((10, 2), &[(11, 2), (12, 3), (13, 3), (14, 4), (15, 4)], 14))
+    }
+
+    fn indexes(tail: &LogTail) -> Vec<(u64, u64)> {
+        tail.entries.iter().map(|e| (e.index, e.term)).collect()
+    }
+
+    fn read(tail: &LogTail, low: u64, high: u64, limit: Option<u64>) -> Vec<u64> {
+        let entries = tail.entries(low, high, limit, GetEntriesContext::empty(false)).unwrap();
+        entries.iter().map(|e| e.index).collect()
+    }
+
+    #[test]
+    fn a_tail_knows_its_positions_and_terms() {
+        let tail = tail();
+        assert_eq!((tail.truncated(), tail.applied(), tail.last()), ((10, 2), (14, 4), 15));
+        assert_eq!((tail.first_index(), tail.last_index()), (Ok(11), Ok(15)));
+        assert_eq!((tail.bytes(), tail.rows_lost()), (5 * COUNTED, false));
+        assert_eq!(tail.voters(), [1, 2, 3]);
+        let terms = [9, 10, 11, 12, 14, 15, 16].map(|index| tail.term_of(index));
+        assert_eq!(terms, [None, Some(2), Some(2), Some(3), Some(4), Some(4), None]);
+        assert_eq!(tail.term(9), Err(Error::Store(StorageError::Compacted)));
+        assert_eq!((tail.term(10), tail.term(12)), (Ok(2), Ok(3)));
+        assert_eq!(tail.term(16), Err(Error::Store(StorageError::Unavailable)));
+    }
+
+    #[test]
+    fn what_the_disk_says_is_brought_into_the_bounds_of_the_log() {
+        let state = |commit, applied| {
+            let hard_state = HardState { term: 4, vote: 2, commit };
+            let tail = LogTail::new(GroupSeed { hard_state, ..seed((10, 2), &[(11, 2), (12, 3)], applied) });
+            let state = tail.initial_state().unwrap();
+            assert_eq!((state.hard_state.term, state.hard_state.vote), (4, 2));
+            assert_eq!(state.conf_state.voters, [1, 2, 3]);
+            (state.hard_state.commit, tail.applied())
+        };
+        assert_eq!(state(0, 0), (10, (10, 2)), "what was forgotten had been applied");
+        assert_eq!(state(11, 11), (11, (11, 2)));
+        assert_eq!(state(11, 12), (12, (12, 3)), "what was applied had been committed");
+        assert_eq!(state(99, 11), (12, (11, 2)), "nothing is committed that is not there");
+    }
+
+    #[test]
+    fn appended_entries_replace_those_from_their_first_on() {
+        let mut tail = tail();
+        tail.append(&[]);
+        tail.append(&[entry(16, 4)]);
+        assert_eq!((tail.last(), tail.bytes()), (16, 6 * COUNTED));
+        tail.append(&[entry(15, 5), entry(16, 5), entry(17, 5)]);
+        assert_eq!(indexes(&tail)[3..], [(14, 4), (15, 5), (16, 5), (17, 5)]);
+        assert_eq!(tail.bytes(), 7 * COUNTED);
+        tail.append(&[entry(11, 6)]);
+        assert_eq!((indexes(&tail), tail.bytes()), (vec![(11, 6)], COUNTED));
+    }
+
+    #[test]
+    #[should_panic(expected = "follow the log without a gap")]
+    fn entries_behind_a_gap_are_not_appended() {
+        tail().append(&[entry(17, 4)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "follow the log without a gap")]
+    fn forgotten_entries_are_not_appended_again() {
+        tail().append(&[entry(10, 4)]);
+    }
+
+    #[test]
+    fn entries_are_forgotten_up_to_an_index_that_was_applied() {
+        let mut tail = tail();
+        assert_eq!(tail.truncate(9), 2, "what is gone stays gone");
+        assert_eq!(tail.truncate(12), 3);
+        assert_eq!((tail.truncated(), tail.bytes()), ((12, 3), 3 * COUNTED));
+        assert_eq!(indexes(&tail), [(13, 3), (14, 4), (15, 4)]);
+        assert_eq!(tail.truncate(14), 4, "all that was applied may go");
+        assert_eq!((tail.truncated(), tail.last()), ((14, 4), 15));
+    }
+
+    #[test]
+    #[should_panic(expected = "only applied entries are forgotten")]
+    fn entries_that_were_not_applied_are_not_forgotten() {
+        tail().truncate(15);
+    }
+
+    #[test]
+    fn as_much_is_forgotten_as_leaves_what_is_to_be_kept() {
+        let tail = tail();
+        assert_eq!(tail.index_keeping(14, 0), 14, "not above the given index");
+        assert_eq!(tail.index_keeping(99, 0), 15);
+        assert_eq!(tail.index_keeping(14, 2 * COUNTED), 13, "exactly so much is left");
+        assert_eq!(tail.index_keeping(14, 2 * COUNTED + 1), 12);
+        assert_eq!(tail.index_keeping(14, 5 * COUNTED), 10);
+        assert_eq!(tail.index_keeping(10, 0), 10);
+    }
+
+    #[test]
+    fn a_snapshot_replaces_the_log() {
+        let mut tail = LogTail::new(GroupSeed { rows_lost: true, ..seed((0, 0), &[(1, 1)], 0) });
+        assert!(tail.rows_lost());
+        tail.reset(20, 6);
+        assert_eq!((tail.truncated(), tail.applied(), tail.last()), ((20, 6), (20, 6), 20));
+        assert_eq!((tail.bytes(), tail.rows_lost()), (0, false));
+        tail.append(&[entry(21, 6)]);
+        assert_eq!((indexes(&tail), tail.bytes()), (vec![(21, 6)], COUNTED));
+    }
+
+    #[test]
+    fn entries_are_read_within_bounds_and_limits() {
+        let tail = tail();
+        assert_eq!(read(&tail, 11, 16, None), [11, 12, 13, 14, 15]);
+        assert_eq!(read(&tail, 12, 14, None), [12, 13]);
+        assert!(read(&tail, 12, 12, None).is_empty());
+        assert_eq!(read(&tail, 11, 16, Some(3 * COUNTED as u64)), [11, 12, 13], "the limit itself is within");
+        assert_eq!(read(&tail, 11, 16, Some(3 * COUNTED as u64 - 1)), [11, 12]);
+        assert_eq!(read(&tail, 14, 16, Some(0)), [14], "one in any case");
+        for low in [9, 10] {
+            let forgotten = tail.entries(low, 12, None, GetEntriesContext::empty(false));
+            assert_eq!(forgotten, Err(Error::Store(StorageError::Compacted)));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "entries are read within the log")]
+    fn entries_behind_the_log_are_not_read() {
+        let _ = tail().entries(15, 17, None, GetEntriesContext::empty(false));
+    }
+
+    #[test]
+    fn a_snapshot_is_of_what_was_applied() {
+        let tail = tail();
+        let snapshot = tail.snapshot(14, 2).unwrap();
+        let meta = snapshot.get_metadata();
+        assert_eq!((meta.index, meta.term, meta.get_conf_state().voters.as_slice()), (14, 4, &[1, 2, 3][..]));
+        assert!(tail.snapshot(13, 2).is_ok());
+        let none = Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        assert_eq!(tail.snapshot(15, 2), none, "more is asked for");
+        let lost = LogTail::new(GroupSeed { rows_lost: true, ..seed((10, 2), &[(11, 2)], 11) });
+        assert_eq!(lost.snapshot(0, 2), none, "without rows there is none");
+        let empty = LogTail::new(seed((0, 0), &[(1, 1)], 0));
+        assert_eq!(empty.snapshot(0, 2), none, "nothing was applied");
+    }
+}

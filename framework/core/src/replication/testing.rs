@@ -110,6 +110,15 @@ impl Net {
     }
 
     pub(super) fn with(members: &[u64], seed: u64, tune: fn(&mut DriverConfig)) -> Self {
+        Self::with_groups(members, &[G], seed, tune)
+    }
+
+    pub(super) fn with_groups(
+        members: &[u64],
+        groups: &[GroupId],
+        seed: u64,
+        tune: fn(&mut DriverConfig),
+    ) -> Self {
         let voters: Vec<_> = members.iter().map(|m| MemberId(*m)).collect();
         let mut net = Self {
             nodes: BTreeMap::new(),
@@ -121,8 +130,11 @@ impl Net {
             trace: Vec::new(),
         };
         for member in &voters {
-            let seed = GroupSeed::empty(G, voters.clone(), voters.clone());
-            let disk = BTreeMap::from([(G, Disk { seed, checkpoint: Counter::default().checkpoint() })]);
+            let disk = groups.iter().map(|group| {
+                let seed = GroupSeed::empty(*group, voters.clone(), voters.clone());
+                (*group, Disk { seed, checkpoint: Counter::default().checkpoint() })
+            });
+            let disk = disk.collect();
             net.nodes.insert(
                 *member,
                 Node {
@@ -212,7 +224,8 @@ impl Net {
 
     fn send(&mut self, from: MemberId, out: Vec<Outgoing>, rows: Option<Vec<u8>>) {
         for Outgoing { to, group, message } in out {
-            self.trace.push(format!("{from}->{to} {:?} {} {}", message.kind, message.term, message.index));
+            self.trace
+                .push(format!("{from}->{to} {group} {:?} {} {}", message.kind, message.term, message.index));
             if !self.cut.contains(&(from, to)) && self.nodes[&to].alive {
                 let flying = Flying { from, to, group, message, rows: rows.clone() };
                 if let Some(history) = &mut self.history {
@@ -374,12 +387,16 @@ impl Net {
 
     /// Rows are flushed and the log is forgotten as far as it may be.
     pub(super) fn checkpoint(&mut self, member: MemberId) -> Option<Truncate> {
-        let applied = self.status(member).applied;
+        self.checkpoint_of(member, G)
+    }
+
+    pub(super) fn checkpoint_of(&mut self, member: MemberId, group: GroupId) -> Option<Truncate> {
         let node = self.node(member);
-        let disk = node.disk.get_mut(&G).unwrap();
-        disk.checkpoint = node.machines[&G].checkpoint();
+        let applied = node.driver.status().iter().find(|s| s.group == group).unwrap().applied;
+        let disk = node.disk.get_mut(&group).unwrap();
+        disk.checkpoint = node.machines[&group].checkpoint();
         disk.seed.applied = applied;
-        let truncate = node.driver.truncate(G, applied, false)?;
+        let truncate = node.driver.truncate(group, applied, false)?;
         disk.seed.truncated = (truncate.index, truncate.term);
         disk.seed.entries.retain(|e| e.index > truncate.index.0);
         Some(truncate)

@@ -259,7 +259,9 @@ fn the_second_in_line_takes_over_when_the_first_does_not() {
     net.elect();
     net.kill(M1);
     net.node(M3).driver.member_down(M1);
-    net.tick(3);
+    net.tick(2);
+    assert_eq!(net.leader(), None, "the first had its chance");
+    net.tick(1);
     assert_eq!(net.leader().map(|l| l.0), Some(M3), "well before any election time-out");
 }
 
@@ -664,4 +666,602 @@ fn messages_that_come_again_late_or_out_of_order_do_no_harm() {
             assert_eq!(net.records(member), records + 1, "seed {seed}: member {member} is behind");
         }
     }
+}
+
+/// A message without content, as the leader of this term might send it.
+fn bare(kind: MessageKind, term: Term) -> RaftMessage {
+    RaftMessage {
+        kind,
+        term,
+        log_term: Term(0),
+        index: LogIndex(0),
+        commit: LogIndex(0),
+        commit_term: Term(0),
+        reject: false,
+        reject_hint: LogIndex(0),
+        request_snapshot: LogIndex(0),
+        priority: 0,
+        context: Bytes::new(),
+        entries: Vec::new(),
+        snapshot: None,
+    }
+}
+
+#[test]
+fn forged_entries_are_dropped() {
+    let mut net = Net::three(1);
+    let (leader, term) = net.elect();
+    assert_eq!((leader, net.status(M2).last, term), (M1, LogIndex(1), Term(1)));
+    let term = Term(5);
+    let entry = |index, term| WireEntry {
+        term: Term(term),
+        index: LogIndex(index),
+        kind: EntryKind::Normal,
+        data: Bytes::new(),
+    };
+    let append = |at: (u64, u64), entries| RaftMessage {
+        index: LogIndex(at.0),
+        log_term: Term(at.1),
+        entries,
+        ..bare(MessageKind::Append, term)
+    };
+    let change = |kind| append((1, 1), vec![WireEntry { kind, ..entry(2, 5) }]);
+    for forged in [
+        append((1, 1), vec![entry(2, 5), entry(4, 5)]),
+        append((1, 1), vec![entry(1, 5)]),
+        append((1, 1), vec![entry(2, 5), entry(3, 4)]),
+        append((1, 2), vec![entry(2, 1)]),
+        append((0, 0), vec![entry(1, 0)]),
+        append((1, 1), vec![entry(2, 6)]),
+        append((1, 0), vec![entry(2, 5)]),
+        change(EntryKind::Change),
+        change(EntryKind::JointChange),
+    ] {
+        let dropped = net.node(M2).driver.step(M1, G, forged.clone());
+        assert_eq!(dropped, Err(Dropped::Implausible), "{forged:?}");
+    }
+    assert_eq!(net.status(M2).term, Term(1), "nothing was changed");
+    for sound in [append((1, 1), vec![entry(2, 3), entry(3, 5)]), append((0, 0), Vec::new())] {
+        assert_eq!(net.node(M2).driver.step(M1, G, sound), Ok(()));
+    }
+    net.pump();
+    assert_eq!(net.status(M2).last, LogIndex(3));
+}
+
+#[test]
+fn positions_are_taken_up_to_their_limits() {
+    const MOST: u64 = 1 << 62;
+    let mut net = Net::three(1);
+    let (leader, term) = net.elect();
+    let last = net.status(leader).last;
+    let mut step = |to, from, message: RaftMessage| {
+        let dropped = net.node(to).driver.step(from, G, message);
+        net.pump();
+        dropped
+    };
+    let beat = |commit| RaftMessage { commit, ..bare(MessageKind::Heartbeat, term) };
+    assert_eq!(step(M2, M1, beat(last)), Ok(()));
+    assert_eq!(step(M2, M1, beat(LogIndex(last.0 + 1))), Err(Dropped::Implausible));
+    let answer = |index| RaftMessage { index, ..bare(MessageKind::AppendResponse, term) };
+    assert_eq!(step(M1, M2, answer(last)), Ok(()));
+    assert_eq!(step(M1, M2, answer(LogIndex(last.0 + 1))), Err(Dropped::Implausible));
+    let read =
+        |bytes| RaftMessage { context: vec![7; bytes].into(), ..bare(MessageKind::HeartbeatResponse, term) };
+    assert_eq!(step(M1, M2, read(16)), Ok(()));
+    assert_eq!(step(M1, M2, read(17)), Err(Dropped::Implausible));
+    let asks =
+        |term, index| RaftMessage { index: LogIndex(index), ..bare(MessageKind::RequestPreVote, Term(term)) };
+    assert_eq!(step(M2, M3, asks(term.0, MOST)), Ok(()));
+    assert_eq!(step(M2, M3, asks(term.0, MOST + 1)), Err(Dropped::Implausible));
+    assert_eq!(step(M2, M3, asks(0, 0)), Err(Dropped::Implausible));
+    assert_eq!(step(M2, M3, asks(MOST + 1, 0)), Err(Dropped::Implausible));
+    assert_eq!(step(M2, M3, asks(MOST, 0)), Ok(()));
+    assert_eq!(step(M2, M3, RaftMessage { priority: 1, ..asks(term.0, 0) }), Err(Dropped::Implausible));
+}
+
+#[test]
+fn forged_snapshots_are_dropped() {
+    const MOST: u64 = 1 << 62;
+    let mut net = Net::three(1);
+    net.elect();
+    let snapshot = |index, term, voters: &[MemberId]| RaftMessage {
+        snapshot: Some(SnapshotMeta { index: LogIndex(index), term: Term(term), voters: voters.to_vec() }),
+        ..bare(MessageKind::Snapshot, Term(5))
+    };
+    let all = [M3, M1, M2];
+    let driver = &mut net.node(M2).driver;
+    for forged in [
+        bare(MessageKind::Snapshot, Term(5)),
+        snapshot(0, 5, &all),
+        snapshot(MOST + 1, 5, &all),
+        snapshot(9, 0, &all),
+        snapshot(9, 6, &all),
+        snapshot(9, 5, &[M1, M2]),
+        snapshot(9, 5, &[M1, M2, MemberId(4)]),
+    ] {
+        let dropped = driver.step_snapshot(M1, G, forged.clone());
+        assert_eq!(dropped, Err(Dropped::Implausible), "{forged:?}");
+    }
+    assert_eq!(driver.step(M1, G, snapshot(9, 5, &all)), Err(Dropped::Kind), "its rows are not here");
+    assert_eq!(driver.step_snapshot(M1, G, snapshot(9, 5, &all)), Ok(()));
+    let mut fx = Effects::default();
+    driver.ready(&mut fx);
+    driver.persisted(&mut fx);
+    assert_eq!(fx.install.len(), 1);
+    let status = driver.status().remove(0);
+    assert!(status.rows_lost && status.first == LogIndex(10), "until its rows are installed");
+    assert_eq!(driver.step(M1, G, bare(MessageKind::Heartbeat, Term(5))), Err(Dropped::Installing));
+    driver.tick();
+    driver.member_down(M1);
+    let mut meanwhile = Effects::default();
+    driver.ready(&mut meanwhile);
+    driver.persisted(&mut meanwhile);
+    assert!(meanwhile.send.is_empty() && meanwhile.send_early.is_empty(), "nothing goes on meanwhile");
+    driver.installed(G, &mut fx);
+    let status = driver.status().remove(0);
+    assert!(!status.rows_lost && status.applied == LogIndex(9) && status.last == LogIndex(9));
+}
+
+#[test]
+fn a_follower_that_was_cut_off_does_not_depose_the_leader_when_it_returns() {
+    let mut net = Net::three(3);
+    let (leader, term) = net.elect();
+    net.isolate(M3);
+    net.tick(100);
+    assert_eq!(net.status(M3).term, term, "it asked before it raised its term");
+    net.heal();
+    net.tick(30);
+    assert_eq!(net.leader(), Some((leader, term)));
+    assert_eq!(net.status(M3).leader, Some(leader));
+}
+
+#[test]
+fn a_leader_that_hears_of_nobody_knows_that_it_leads_no_more() {
+    let mut net = Net::three(3);
+    let (leader, term) = net.elect();
+    net.isolate(leader);
+    net.tick(25);
+    let status = net.status(leader);
+    assert!(status.role != Role::Leader && !status.open && status.term == term);
+}
+
+#[test]
+fn proposals_are_refused_once_too_much_is_uncommitted() {
+    const MIB: usize = 1 << 20;
+    let mut net = Net::three(5);
+    let (leader, term) = net.elect();
+    net.isolate(leader);
+    let refused = |net: &mut Net| {
+        net.pump();
+        net.events(leader).into_iter().any(|e| matches!(e, EpochEvent::Refused { .. }))
+    };
+    let fits = (UNCOMMITTED_BYTES_MAX / (MIB / 2)) as u64;
+    for n in 0..fits - 1 {
+        net.propose_sized(leader, term, n, 1, MIB / 2);
+    }
+    assert!(!refused(&mut net));
+    for n in fits - 1..fits + 1 {
+        net.propose_sized(leader, term, n, 1, MIB / 2);
+    }
+    assert!(refused(&mut net));
+}
+
+#[test]
+fn a_proposal_may_be_as_large_as_an_entry_and_not_larger() {
+    for (size, taken) in [(ENTRY_BYTES_MAX, true), (ENTRY_BYTES_MAX + 1, false)] {
+        let mut net = Net::three(6);
+        let (leader, term) = net.elect();
+        net.propose_sized(leader, term, 0, 1, size - 20);
+        net.pump();
+        assert_eq!(net.records(leader), u64::from(taken));
+        let refused = EpochEvent::Refused { epoch: term, first_seq: RecordSeq(0) };
+        assert_eq!(net.events(leader).contains(&refused), !taken);
+    }
+}
+
+#[test]
+fn a_refusal_is_told_once() {
+    let mut net = Net::three(6);
+    let (leader, term) = net.elect();
+    net.events(leader);
+    for first in [3, 0, 1] {
+        net.propose(leader, term, first, 1);
+    }
+    let mut fx = Effects::default();
+    net.node(leader).driver.ready(&mut fx);
+    net.node(leader).driver.persisted(&mut fx);
+    let refusals: Vec<_> =
+        fx.events.iter().map(|(_, e)| e).filter(|e| matches!(e, EpochEvent::Refused { .. })).collect();
+    assert_eq!(refusals, [&EpochEvent::Refused { epoch: term, first_seq: RecordSeq(0) }]);
+}
+
+#[test]
+fn leadership_is_handed_over_only_by_the_leader_and_to_another_replica() {
+    let mut net = Net::three(7);
+    let (leader, term) = net.elect();
+    net.tick(3);
+    assert_eq!(leader, M1);
+    for to in [M1, MemberId(9)] {
+        assert!(!net.node(M1).driver.transfer(G, to));
+    }
+    assert!(!net.node(M2).driver.transfer(G, M3), "it does not lead");
+    assert!(!net.node(M2).driver.transfer(G, M1));
+    assert!(!net.node(M1).driver.transfer(GroupId::of(PartitionId(0)), M2));
+    assert!(net.status(M1).open);
+    assert!(net.node(M1).driver.transfer(G, M2));
+    assert!(!net.node(M1).driver.transfer(G, M2), "it is under way");
+    net.pump();
+    let (next, newer) = net.leader().unwrap();
+    assert!(next == M2 && newer > term);
+}
+
+#[test]
+fn leadership_is_not_handed_to_a_member_that_is_silent_or_down() {
+    let mut net = Net::three(7);
+    let (_, term) = net.elect();
+    net.tick(3);
+    net.cut_one_way(M2, M1);
+    let answer = bare(MessageKind::HeartbeatResponse, term);
+    assert_eq!(net.node(M1).driver.step(M2, G, answer), Ok(()));
+    net.tick(8);
+    assert!(net.status(M1).followers[0].active, "silent for eight ticks");
+    net.tick(1);
+    assert!(!net.status(M1).followers[0].active, "and for one more");
+    assert!(!net.node(M1).driver.transfer(G, M2));
+    net.heal();
+    net.tick(3);
+    assert!(net.status(M1).followers[0].active);
+    net.node(M1).driver.member_down(M2);
+    assert!(!net.node(M1).driver.transfer(G, M2));
+    net.tick(3);
+    assert!(net.node(M1).driver.transfer(G, M2), "a message takes the hint back");
+}
+
+#[test]
+fn the_death_of_a_follower_moves_no_leadership() {
+    let mut net = Net::three(9);
+    let (leader, term) = net.elect();
+    net.kill(M3);
+    for member in [M1, M2] {
+        net.node(member).driver.member_down(M3);
+    }
+    net.tick(30);
+    assert_eq!(net.leader(), Some((leader, term)));
+}
+
+#[test]
+fn a_survivor_that_hears_of_a_new_leader_does_not_take_over() {
+    let mut net = Net::three(10);
+    net.elect();
+    net.kill(M1);
+    net.node(M3).driver.member_down(M1);
+    net.node(M2).driver.member_down(M1);
+    net.pump();
+    let (leader, term) = net.leader().unwrap();
+    assert_eq!(leader, M2);
+    net.tick(30);
+    assert_eq!(net.leader(), Some((leader, term)));
+}
+
+#[test]
+fn status_says_where_a_group_stands() {
+    let mut net = Net::three(11);
+    let (leader, term) = net.elect();
+    net.tick(3);
+    net.cut_one_way(M1, M3);
+    net.propose_sized(leader, term, 0, 1, 80);
+    net.propose_sized(leader, term, 1, 1, 80);
+    net.pump();
+    let status = net.status(M1);
+    let follower = |member, matched, lag| FollowerStatus {
+        member,
+        matched: LogIndex(matched),
+        lag,
+        active: true,
+        snapshot: false,
+    };
+    let expected = GroupStatus {
+        group: G,
+        role: Role::Leader,
+        leader: Some(M1),
+        term,
+        open: true,
+        first: LogIndex(1),
+        last: LogIndex(3),
+        commit: LogIndex(3),
+        applied: LogIndex(3),
+        log_bytes: status.log_bytes,
+        rows_lost: false,
+        followers: vec![follower(M2, 3, 0), follower(M3, 1, 2)],
+    };
+    assert_eq!(status, expected);
+    assert!((200..400).contains(&status.log_bytes));
+    let status = net.status(M2);
+    assert_eq!((status.role, status.leader, status.open), (Role::Follower, Some(M1), false));
+    assert_eq!((status.followers, status.last), (Vec::new(), LogIndex(3)));
+    net.node(M1).driver.member_down(M2);
+    assert!(!net.status(M1).followers[0].active, "down is not active");
+    // Poisoned, until the epoch is left.
+    net.propose(leader, term, 9, 1);
+    assert!(!net.status(M1).open);
+}
+
+#[test]
+fn a_log_is_forgotten_only_as_far_as_it_was_applied_and_as_asked() {
+    let mut net = Net::with(&[1, 2, 3], 12, |config| {
+        config.log_keep_bytes = 0;
+        config.log_tail_bytes_max = 1000;
+    });
+    let (leader, term) = net.elect();
+    for n in 0..4 {
+        net.propose_sized(leader, term, n, 1, 48);
+    }
+    net.tick(5);
+    let (driver, applied) = (&mut net.node(M1).driver, LogIndex(5));
+    assert_eq!(driver.truncate(GroupId::of(PartitionId(0)), applied, true), None);
+    assert_eq!(driver.truncate(G, LogIndex(0), false), None);
+    assert_eq!(driver.truncate(G, LogIndex(2), false), Some(Truncate { group: G, index: LogIndex(2), term }));
+    assert_eq!(driver.truncate(G, LogIndex(2), false), None, "it is forgotten already");
+    assert_eq!(driver.truncate(G, LogIndex(99), false).map(|t| t.index), Some(applied));
+    assert_eq!(driver.status()[0].first, LogIndex(6));
+}
+
+#[test]
+fn a_log_is_forgotten_by_force_whatever_it_keeps_for_others() {
+    let mut net = Net::with(&[1, 2, 3], 12, |config| config.log_keep_bytes = 1 << 20);
+    let (leader, term) = net.elect();
+    net.tick(3);
+    net.cut_one_way(leader, M3);
+    net.propose(leader, term, 0, 1);
+    net.tick(3);
+    let driver = &mut net.node(leader).driver;
+    assert_eq!(driver.truncate(G, LogIndex(2), false), None, "there is room for it");
+    assert_eq!(driver.truncate(G, LogIndex(2), true).map(|t| t.index), Some(LogIndex(2)));
+}
+
+#[test]
+fn a_tail_that_is_exactly_long_enough_is_kept_for_a_follower() {
+    // Two entries of 20 + 48 bytes and what each costs beside, and the leader's empty one.
+    for (tail_bytes_max, forgotten) in [(232, LogIndex(1)), (231, LogIndex(3))] {
+        let tune: fn(&mut DriverConfig) = match tail_bytes_max {
+            232 => |c| (c.log_keep_bytes, c.log_tail_bytes_max) = (0, 232),
+            _ => |c| (c.log_keep_bytes, c.log_tail_bytes_max) = (0, 231),
+        };
+        let mut net = Net::with(&[1, 2, 3], 12, tune);
+        let (leader, term) = net.elect();
+        net.tick(3);
+        net.cut_one_way(leader, M3);
+        net.propose_sized(leader, term, 0, 1, 48);
+        net.propose_sized(leader, term, 1, 1, 48);
+        net.pump();
+        assert_eq!(net.status(leader).log_bytes, 232);
+        let truncate = net.node(leader).driver.truncate(G, LogIndex(3), false);
+        assert_eq!(truncate.map(|t| t.index), Some(forgotten));
+    }
+}
+
+#[test]
+fn snapshots_to_one_member_go_one_after_the_other() {
+    let other = GroupId::of(PartitionId(3));
+    let mut net = Net::with_groups(&[1, 2, 3], &[G, other], 12, small_log);
+    let (leader, term) = net.elect();
+    net.kill(M3);
+    for group in [G, other] {
+        for n in 0..40 {
+            let (first_seq, data) = (RecordSeq(n), entry(term, RecordSeq(n), 1, 100));
+            let proposal = Proposal { group, epoch: term, first_seq, records: 1, data };
+            net.node(leader).driver.propose(proposal);
+        }
+    }
+    net.pump();
+    net.tick(12);
+    for group in [G, other] {
+        assert!(net.checkpoint_of(leader, group).is_some());
+    }
+    net.trace.clear();
+    net.restart(M3);
+    net.tick(30);
+    for group in [G, other] {
+        assert_eq!(net.node(M3).machines[&group].records, 40);
+    }
+    let mut under_way = None;
+    let mut sent = 0;
+    for line in &net.trace {
+        let words: Vec<_> = line.split(' ').collect();
+        if words[0] == format!("{leader}->{M3}") {
+            if words[2] == "Snapshot" {
+                assert!(under_way.is_none_or(|group| group == words[1]), "two at once: {line}");
+                (under_way, sent) = (Some(words[1].to_owned()), sent + 1);
+            }
+        } else if words[2] == "AppendResponse" && under_way.as_deref() == Some(words[1]) {
+            under_way = None;
+        }
+    }
+    assert!((2..5).contains(&sent), "each was sent, and hardly one twice: {sent}");
+}
+
+#[test]
+fn a_restarted_node_applies_only_what_its_rows_lack() {
+    let mut net = Net::three(2);
+    let (leader, term) = net.elect();
+    net.propose(leader, term, 0, 4);
+    net.tick(3);
+    for member in [M1, M2, M3] {
+        assert_eq!(net.checkpoint(member), None, "the log is kept");
+    }
+    net.propose(leader, term, 4, 2);
+    net.tick(3);
+    for member in [M1, M2, M3] {
+        net.kill(member);
+    }
+    for member in [M1, M2, M3] {
+        net.restart(member);
+        assert_eq!(net.status(member).applied, LogIndex(2));
+    }
+    net.pump();
+    net.elect();
+    net.tick(3);
+    for member in [M1, M2, M3] {
+        assert_eq!((net.records(member), net.gaps(member)), (6, &[][..]));
+    }
+}
+
+#[test]
+fn who_leads_is_told_when_it_changes_and_only_then() {
+    let mut net = Net::three(9);
+    let (leader, term) = net.elect();
+    let told = |net: &mut Net, member| {
+        let mut told = net.events(member);
+        told.retain(|e| matches!(e, EpochEvent::LeaderIs { .. }));
+        told
+    };
+    for member in [M1, M2, M3] {
+        let told = told(&mut net, member);
+        assert_eq!(told.last(), Some(&EpochEvent::LeaderIs { leader: Some(leader), term }));
+        assert_eq!(told.iter().filter(|e| **e == told[told.len() - 1]).count(), 1);
+    }
+    net.propose(leader, term, 0, 1);
+    net.tick(10);
+    assert!(told(&mut net, M2).is_empty());
+}
+
+#[test]
+fn leadership_follows_a_change_of_the_order() {
+    let mut net = Net::three(11);
+    net.elect();
+    for member in [M1, M2, M3] {
+        net.node(member).driver.set_preferred(G, vec![M3, M1, M2]);
+    }
+    net.tick(19);
+    assert_eq!(net.leader().map(|l| l.0), Some(M1), "not before it has been well for a while");
+    net.tick(2);
+    assert_eq!(net.leader().map(|l| l.0), Some(M3));
+}
+
+#[test]
+fn a_replica_without_rows_does_not_campaign_when_it_is_told_to() {
+    let mut net = Net::three(14);
+    let (leader, term) = net.elect();
+    net.propose(leader, term, 0, 5);
+    net.tick(3);
+    net.kill(M2);
+    net.lose_rows(M2);
+    net.restart(M2);
+    let now = bare(MessageKind::TimeoutNow, term);
+    assert_eq!(net.node(M2).driver.step(M1, G, now.clone()), Err(Dropped::Kind));
+    assert_eq!(net.node(M3).driver.step(M1, G, now), Ok(()));
+    net.pump();
+    assert_eq!(net.leader().map(|l| l.0), Some(M3));
+}
+
+#[test]
+fn a_poisoned_leader_lets_a_hand_over_finish() {
+    let mut net = Net::three(5);
+    let (leader, term) = net.elect();
+    net.tick(3);
+    assert_eq!(leader, M1);
+    assert!(net.node(M1).driver.transfer(G, M3));
+    net.propose(M1, term, 0, 1);
+    assert!(net.events(M1).iter().all(|e| !matches!(e, EpochEvent::Closed { .. })));
+    net.pump();
+    assert_eq!(net.leader(), Some((M3, Term(term.0 + 1))), "no second election");
+}
+
+#[test]
+fn a_follower_whose_messages_were_lost_is_probed_before_it_gets_more() {
+    for hint in [false, true] {
+        let mut net = Net::three(5);
+        let (leader, term) = net.elect();
+        net.tick(3);
+        if hint {
+            net.node(leader).driver.unreachable(M2);
+        }
+        net.trace.clear();
+        for n in 0..3 {
+            net.propose(leader, term, n, 1);
+            net.run(leader);
+        }
+        let to_it =
+            |line: &&String| line.starts_with(&format!("{leader}->{M2} ")) && line.contains(" Append ");
+        assert_eq!(net.trace.iter().filter(to_it).count(), if hint { 1 } else { 3 });
+        net.pump();
+        net.tick(3);
+        assert_eq!(net.records(M2), 3);
+    }
+}
+
+#[test]
+fn a_snapshot_under_way_is_not_taken_for_received_when_another_group_answers() {
+    let [second, whole] = [3, 4].map(|n| GroupId::of(PartitionId(n)));
+    let mut net = Net::with_groups(&[1, 2, 3], &[G, second, whole], 12, small_log);
+    let (leader, term) = net.elect();
+    net.kill(M3);
+    let propose = |net: &mut Net, group, n| {
+        let (first_seq, data) = (RecordSeq(n), entry(term, RecordSeq(n), 1, 100));
+        net.node(leader).driver.propose(Proposal { group, epoch: term, first_seq, records: 1, data });
+    };
+    for group in [G, second] {
+        (0..40).for_each(|n| propose(&mut net, group, n));
+    }
+    net.pump();
+    net.tick(12);
+    for group in [G, second] {
+        assert!(net.checkpoint_of(leader, group).is_some());
+    }
+    net.restart(M3);
+    net.trace.clear();
+    let sent = |net: &Net| net.trace.iter().filter(|line| line.contains(" Snapshot ")).count();
+    while sent(&net) == 0 {
+        net.node(leader).driver.tick();
+        while sent(&net) == 0 && net.single_step() {}
+    }
+    assert_eq!(sent(&net), 1);
+    net.cut_one_way(leader, M3);
+    net.pump();
+    net.heal();
+    propose(&mut net, whole, 0);
+    net.tick(20);
+    assert_eq!(net.node(M3).machines[&whole].records, 1);
+    assert_eq!(sent(&net), 1, "the first may still be on its way");
+    net.tick(250);
+    for group in [G, second] {
+        assert_eq!(net.node(M3).machines[&group].records, 40, "in the end it is sent again");
+    }
+}
+
+#[test]
+fn leaderships_go_home_one_after_the_other() {
+    let second = GroupId::of(PartitionId(3));
+    let mut net = Net::with_groups(&[1, 2, 3], &[G, second], 11, |_| {});
+    net.elect();
+    net.kill(M1);
+    for member in [M2, M3] {
+        net.node(member).driver.member_down(M1);
+    }
+    net.pump();
+    net.restart(M1);
+    net.tick(80);
+    assert!(net.node(M1).driver.status().iter().all(|s| s.role == Role::Leader && s.open));
+    let events = std::mem::take(&mut net.node(M2).events);
+    let told = |group, wanted: fn(&EpochEvent) -> bool| {
+        events.iter().position(|(of, event)| *of == group && wanted(event)).unwrap()
+    };
+    let begun = |group| told(group, |e| matches!(e, EpochEvent::Transferring { .. }));
+    let over = |group| told(group, |e| matches!(e, EpochEvent::Closed { .. }));
+    assert!(over(G) < begun(second) || over(second) < begun(G));
+}
+
+#[test]
+fn an_event_is_work_to_do() {
+    let mut driver = Driver::new(DriverConfig::new(M1, 0));
+    assert!(!driver.has_work());
+    let proposal =
+        Proposal { group: G, epoch: Term(1), first_seq: RecordSeq(0), records: 1, data: Bytes::new() };
+    driver.propose(proposal);
+    assert!(driver.has_work());
+    let mut fx = Effects::default();
+    driver.ready(&mut fx);
+    driver.persisted(&mut fx);
+    assert_eq!(fx.events, [(G, EpochEvent::Refused { epoch: Term(1), first_seq: RecordSeq(0) })]);
+    assert!(!driver.has_work());
 }
