@@ -214,6 +214,10 @@ fn verdict(args: &Args, mut sum: Sum) -> ExitCode {
         sum.applied
     );
     println!(
+        "{} pairs of replicas compared row by row; {} runs ended without a majority that has rows",
+        sum.compared, sum.stuck
+    );
+    println!(
         "healed clusters serve after: p50 {}, p99 {}, longest {}",
         ms(of(50)),
         ms(of(99)),
