@@ -305,6 +305,9 @@ impl<F: FileSystem + 'static> FileSystem for LogFiles<F> {
 
     fn open<P: AsRef<Path>>(&self, path: P, permission: Permission) -> io::Result<Self::Handle> {
         let disk = self.disk.open(&path, permission)?;
+        // A process that was killed may have written what it did not flush. It can be read, and whoever reads
+        // it answers for it from now on.
+        disk.sync()?;
         Ok(self.handle(path, disk))
     }
 

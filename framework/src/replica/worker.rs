@@ -168,6 +168,8 @@ impl Worker {
 
     fn recover(&mut self) -> Result<(), ReplicaFault> {
         let Some(log) = &self.log else { return Ok(()) };
+        // Checkpoints that are found count as durable, so they have to be.
+        self.rows.sync()?;
         for found in log.recover()? {
             self.host(found.config, found.seed)?;
         }
