@@ -3,7 +3,7 @@
 //! Owns what stands between a simulated machine's replica and its node when one is planted. Compiled for
 //! tests only.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use perennial_core::id::{GroupId, LogIndex, PartitionId, RecordSeq, Term};
 use perennial_core::partition::apply::read_meta;
@@ -95,7 +95,7 @@ impl GroupSink for SpoiledSink {
 pub(super) struct SpoiledMachine {
     machine: Box<dyn StateMachine>,
     applied: u64,
-    held: Mutex<Option<(Term, LogIndex, Vec<u8>)>>,
+    held: Option<(Term, LogIndex, Vec<u8>)>,
 }
 
 /// One entry in so many is applied after the next.
@@ -103,11 +103,7 @@ const LATE_EVERY: u64 = 50;
 
 impl SpoiledMachine {
     pub(super) fn new(machine: Box<dyn StateMachine>) -> Self {
-        Self { machine, applied: 0, held: Mutex::default() }
-    }
-
-    fn held(&self) -> std::sync::MutexGuard<'_, Option<(Term, LogIndex, Vec<u8>)>> {
-        self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        Self { machine, applied: 0, held: None }
     }
 }
 
@@ -115,12 +111,11 @@ impl StateMachine for SpoiledMachine {
     fn apply(&mut self, term: Term, index: LogIndex, entry: &[u8], rows: &mut Vec<RowOp>) {
         self.applied += 1;
         if self.applied.is_multiple_of(LATE_EVERY) {
-            *self.held() = Some((term, index, entry.to_vec()));
+            self.held = Some((term, index, entry.to_vec()));
             return;
         }
         self.machine.apply(term, index, entry, rows);
-        let held = self.held().take();
-        if let Some((term, index, entry)) = held {
+        if let Some((term, index, entry)) = self.held.take() {
             self.machine.apply(term, index, &entry, rows);
         }
     }

@@ -51,8 +51,6 @@ pub struct Machine {
     pub clock: WallClock,
     /// Seed of the election jitter.
     pub seed: u64,
-    /// Changes the replica's settings.
-    pub tune: fn(&mut ReplicaConfig),
     /// Who looks on.
     pub witness: Option<Arc<dyn Witness>>,
     /// A mistake planted on purpose.
@@ -76,7 +74,7 @@ impl Machine {
         sink: Arc<dyn GroupSink>,
     ) -> Result<ReplicaHandle, ReplicaFault> {
         let mut config = ReplicaConfig::new(me, self.seed, None);
-        (self.tune)(&mut config);
+        shrink(&mut config);
         #[cfg(feature = "controls")]
         let (machines, sink) = {
             use super::controls::{Mistake, SpoiledMachine, SpoiledSink, unfence};
@@ -179,6 +177,16 @@ impl Node {
     pub(crate) fn clock_set(&self) {
         self.inner.hosts.clock_set();
     }
+}
+
+/// Small files and frequent checkpoints, so that logs are cut and snapshots are sent in seconds.
+fn shrink(config: &mut ReplicaConfig) {
+    config.checkpoint_every = Duration::from_millis(1500);
+    config.checkpoint_bytes = 64 * 1024;
+    config.log_file_bytes = 32 * 1024;
+    config.log_purge_bytes = 64 * 1024;
+    config.driver.log_keep_bytes = 4 * 1024;
+    config.driver.log_tail_bytes_max = 16 * 1024;
 }
 
 struct WatchedSink(Arc<dyn Witness>, Arc<dyn GroupSink>);

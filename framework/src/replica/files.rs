@@ -13,11 +13,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use perennial_core::hash::wide_hash;
 use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
 use serde::{Deserialize, Serialize};
 
 use super::damage::FILE_HEAD_BYTES;
+use super::notes;
 
 /// Name of the file with the notes.
 const NOTES: &str = "flushed";
@@ -107,16 +107,11 @@ impl Notes {
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Option<Ends> {
-    let (sum, rest) = bytes.strip_prefix(NOTES_MAGIC)?.split_first_chunk()?;
-    // What follows may be the end of longer notes.
-    let (ends, tail) = postcard::take_from_bytes(rest).ok()?;
-    let body = &rest[..rest.len() - tail.len()];
-    (u128::from_be_bytes(*sum) == wide_hash(body)).then_some(ends)
+    notes::decode(NOTES_MAGIC, bytes)
 }
 
 pub(crate) fn encode(ends: &Ends) -> Vec<u8> {
-    let body = postcard::to_stdvec(ends).expect("numbers always encode");
-    [NOTES_MAGIC, &wide_hash(&body).to_be_bytes(), &body].concat()
+    notes::encode(NOTES_MAGIC, ends)
 }
 
 /// What all handles share.

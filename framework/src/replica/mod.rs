@@ -27,6 +27,7 @@ mod handle;
 mod inputs;
 mod log;
 mod metrics;
+mod notes;
 mod row_files;
 mod rows;
 mod snapshot;

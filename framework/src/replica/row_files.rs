@@ -37,6 +37,8 @@ use perennial_core::hash::wide_hash;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::notes;
+
 /// Name of the file with the notes.
 const NOTES: &str = "noted";
 const NOTES_MAGIC: &[u8] = b"perennial noted 1\n";
@@ -89,7 +91,7 @@ impl Notes {
         let mut file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let journals = decode(&bytes).unwrap_or_else(|| {
+        let journals = notes::decode(NOTES_MAGIC, &bytes).unwrap_or_else(|| {
             if !bytes.is_empty() {
                 tracing::warn!("how far rows were flushed cannot be read; the end of them is not checked");
             }
@@ -118,10 +120,9 @@ impl Notes {
 
     /// Notes what was read; it is durable.
     pub(crate) fn note(&mut self, journals: BTreeMap<u64, Walk>) -> io::Result<()> {
-        let body = postcard::to_stdvec(&journals).expect("numbers always encode");
         self.journals = journals;
         self.file.seek(SeekFrom::Start(0))?;
-        self.file.write_all(&[NOTES_MAGIC, &wide_hash(&body).to_be_bytes(), &body].concat())
+        self.file.write_all(&notes::encode(NOTES_MAGIC, &self.journals))
     }
 
     /// Makes a folder ready for fjall: cuts off what is torn. Returns the first file that is damaged, if one
@@ -177,14 +178,6 @@ fn cut(dir: &Path, journal: &Path, end: u64) -> io::Result<()> {
     let file = File::options().write(true).open(journal)?;
     file.set_len(end)?;
     file.sync_all()
-}
-
-fn decode(bytes: &[u8]) -> Option<BTreeMap<u64, Walk>> {
-    let (sum, rest) = bytes.strip_prefix(NOTES_MAGIC)?.split_first_chunk()?;
-    // What follows may be the end of longer notes.
-    let (journals, tail) = postcard::take_from_bytes(rest).ok()?;
-    let body = &rest[..rest.len() - tail.len()];
-    (u128::from_be_bytes(*sum) == wide_hash(body)).then_some(journals)
 }
 
 /// Journals in a folder, by their numbers.

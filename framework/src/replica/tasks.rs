@@ -19,7 +19,7 @@ use super::metrics::ReplicaMetrics;
 use super::rows::RowStore;
 use super::snapshot::{RETRY, SendJob, Staging, stream};
 use super::stores::{Purge, Stores};
-use super::thread::{Replica, SEND_JOBS_MAX, caught, panic_text, run_install_job, run_row_job, told};
+use super::thread::{Replica, SEND_JOBS_MAX, caught, run_install_job, run_row_job, tell_end, told};
 use super::worker::{End, InstallJob, Jobs, MachineFactory, RowJob, Surroundings, Worker};
 
 /// How long the next piece of work on the disk takes.
@@ -75,11 +75,7 @@ impl Replica {
             let _ended = ended.drop_guard();
             let outcome = AssertUnwindSafe(run(worker, &inputs, pace)).catch_unwind().await;
             inputs.close();
-            match outcome {
-                Ok(Ok(())) => {}
-                Ok(Err(fault)) => sink.failed(fault),
-                Err(panic) => sink.failed(ReplicaFault::Panicked(panic_text(&*panic))),
-            }
+            tell_end(&*sink, outcome);
             rows.close();
         });
         Ok(ReplicaHandle { shared: Arc::new(shared) })

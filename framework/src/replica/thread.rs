@@ -87,11 +87,7 @@ impl Replica {
             for helper in [row_helper, install_helper, send_helper] {
                 let _ = helper.join();
             }
-            match outcome {
-                Ok(Ok(())) => {}
-                Ok(Err(fault)) => sink.failed(fault),
-                Err(panic) => sink.failed(ReplicaFault::Panicked(panic_text(&*panic))),
-            }
+            tell_end(&*sink, outcome);
             // After those who read them have been told to end.
             rows.close();
         };
@@ -101,9 +97,18 @@ impl Replica {
     }
 }
 
-pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic without a text").to_owned()
+}
+
+/// Tells the node how the worker ended, if that was not in good order.
+pub(super) fn tell_end(sink: &dyn GroupSink, outcome: std::thread::Result<Result<(), ReplicaFault>>) {
+    match outcome {
+        Ok(Ok(())) => {}
+        Ok(Err(fault)) => sink.failed(fault),
+        Err(panic) => sink.failed(ReplicaFault::Panicked(panic_text(&*panic))),
+    }
 }
 
 pub(super) fn caught<T>(job: impl FnOnce() -> T) -> std::thread::Result<T> {

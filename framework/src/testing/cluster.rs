@@ -28,7 +28,7 @@ use crate::client::Client;
 use crate::clock::{Clock, WallClock};
 use crate::link::{LinkConfig, MemoryHub};
 use crate::node::{Backend, Machine, Node};
-use crate::replica::{Disk, ReplicaConfig};
+use crate::replica::Disk;
 
 /// Nodes unless told otherwise, and replicas of each partition if there are as many nodes.
 const NODES: usize = 3;
@@ -487,7 +487,6 @@ impl World {
             pace: Arc::new(move || draw(&delays, DISK_MICROS_MAX)),
             clock: WallClock::new(now),
             seed,
-            tune,
             witness: None,
             #[cfg(feature = "controls")]
             mistake: None,
@@ -653,16 +652,6 @@ impl Drop for World {
             eprintln!("the test cluster had {} nodes and seed {}", self.machines.len(), self.seed);
         }
     }
-}
-
-/// Small files and frequent checkpoints, so that logs are cut and snapshots are sent within a test.
-fn tune(config: &mut ReplicaConfig) {
-    config.checkpoint_every = Duration::from_millis(1500);
-    config.checkpoint_bytes = 64 * 1024;
-    config.log_file_bytes = 32 * 1024;
-    config.log_purge_bytes = 64 * 1024;
-    config.driver.log_keep_bytes = 4 * 1024;
-    config.driver.log_tail_bytes_max = 16 * 1024;
 }
 
 fn node_id(node: usize) -> NodeId {

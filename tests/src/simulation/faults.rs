@@ -77,14 +77,10 @@ impl Faults {
                 world.say(&format!("{} has ended: {why}", world.hosts[at].id));
                 let host = &world.hosts[at];
                 if !host.excused && !host.damaged {
-                    let found = Err(format!("{} has ended on a sound disk: {why}", host.id));
-                    world.watching.lock().expect("nobody panics with it").found(found);
+                    world.found(Err(format!("{} has ended on a sound disk: {why}", host.id)));
                 }
                 world.kill(at);
-                {
-                    let sound = world.sound_disk();
-                    world.hosts[at].disk.set_fault(sound);
-                };
+                world.mend_disk(at);
                 if world.hosts[at].damaged {
                     world.say(&format!("{} stays down", world.hosts[at].id));
                     self.retired = Some(at);
@@ -93,6 +89,16 @@ impl Faults {
                 }
             }
         }
+    }
+
+    /// Lives on, without new faults, until something is done, for at most so long; says whether it is.
+    pub fn live_until(&mut self, world: &mut World, within_ms: u64, done: impl Fn() -> bool) -> bool {
+        let until = world.now + within_ms;
+        while !done() && world.now < until {
+            self.act(world, false);
+            world.step();
+        }
+        done()
     }
 
     /// Ends all faults; machines that are off start.
@@ -124,12 +130,9 @@ impl Faults {
                 }
             }
             Heal::Ways(a, b) => world.hub.heal(&world.hosts[a].id, &world.hosts[b].id),
-            Heal::Network => world.weather.lock().expect("nobody panics with it").network_ms = (0, 2),
-            Heal::Disk(at) => {
-                let sound = world.sound_disk();
-                world.hosts[at].disk.set_fault(sound);
-            }
-            Heal::Pace(at) => world.weather.lock().expect("nobody panics with it").disk_ms[at] = (0, 2),
+            Heal::Network => world.weather().network_ms = (0, 2),
+            Heal::Disk(at) => world.mend_disk(at),
+            Heal::Pace(at) => world.weather().disk_ms[at] = (0, 2),
         }
     }
 
@@ -211,13 +214,13 @@ impl Faults {
             }
             16 => {
                 let most = self.random.random_range(20..400);
-                world.weather.lock().expect("nobody panics with it").network_ms = (0, most);
+                world.weather().network_ms = (0, most);
                 self.later(world, Heal::Network);
                 "delay"
             }
             17 => {
                 let most = self.random.random_range(20..600);
-                world.weather.lock().expect("nobody panics with it").disk_ms[at] = (0, most);
+                world.weather().disk_ms[at] = (0, most);
                 self.later(world, Heal::Pace(at));
                 "slow disk"
             }

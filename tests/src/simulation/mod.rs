@@ -14,19 +14,21 @@ pub mod world;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use perennial::Client;
 use perennial::core::id::NodeId;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 
 use self::faults::Faults;
 use self::load::{Books, Shared};
 pub use self::world::Control;
-use self::world::{Host, Life, World};
-use crate::nemesis::history::{Action, Op, Outcome};
+use self::world::{Host, Life, World, lock};
+use crate::nemesis::history::{Action, Outcome};
 
 /// Machines with clients.
 const CLIENTS: usize = 3;
@@ -41,6 +43,8 @@ const SERVES_WITHIN_MS: u64 = 30_000;
 const SETTLES_WITHIN_MS: u64 = 180_000;
 /// Within so long all replicas must have caught up, in milliseconds.
 const CATCHES_UP_WITHIN_MS: u64 = 30_000;
+/// How often replicas are looked at that have to catch up, in milliseconds.
+const LOOK_MS: u64 = 100;
 /// Within so long all nodes must have stopped, in milliseconds.
 const STOPS_WITHIN_MS: u64 = 30_000;
 
@@ -58,7 +62,7 @@ pub struct Options {
 }
 
 /// What came of a run.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Of which seed.
     pub seed: u64,
@@ -88,10 +92,6 @@ pub struct Report {
     pub violations: Vec<String>,
     /// Faults that callers could do nothing about.
     pub unexpected: Vec<String>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs one seed, with the disks' files in a folder.
@@ -133,29 +133,13 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
         world.step();
     }
     faults.heal_all(&mut world);
-    let mut report = Report {
-        seed: options.seed,
-        steps: 0,
-        nodes,
-        faults: BTreeMap::new(),
-        acknowledged: 0,
-        unknown: 0,
-        epochs: 0,
-        applied: 0,
-        served_after: None,
-        digest: String::new(),
-        stuck: false,
-        compared: 0,
-        violations: Vec::new(),
-        unexpected: Vec::new(),
-    };
+    let mut report = Report { seed: options.seed, nodes, ..Report::default() };
     if lock(&world.watching).violations.is_empty() {
         finish(&mut world, &mut faults, &shared, &clients, drivers, &mut report);
     }
     let writes: u64 = world.hosts.iter().map(|host| host.disk.writes_after_failure()).sum();
     if writes > 0 {
-        let found = Err(format!("{writes} writes came after a flush had failed"));
-        lock(&world.watching).found(found);
+        world.found(Err(format!("{writes} writes came after a flush had failed")));
     }
     report.steps = world.now;
     report.faults = faults.counts.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect();
@@ -184,37 +168,40 @@ fn caught_up(world: &mut World) -> bool {
     replicas.all(|replica| replica.lag == Some(0) || !runs(&replica.node))
 }
 
+/// Begins to call every counter until it answers.
+fn count_all(
+    world: &World,
+    clients: &Arc<Mutex<Vec<Client>>>,
+    shared: &Arc<Shared>,
+    action: Action,
+) -> JoinHandle<()> {
+    let (shared, clients) = (shared.clone(), clients.clone());
+    world.clients.spawn(async move {
+        let client = loop {
+            if let Some(client) = lock(&clients).first().cloned() {
+                break client;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        for key in 0..load::COUNTERS {
+            while !load::count(&client, "k0 at the end", key, action, &shared).await {}
+        }
+    })
+}
+
 /// What must hold once everything has healed.
 fn finish(
     world: &mut World,
     faults: &mut Faults,
     shared: &Arc<Shared>,
     clients: &Arc<Mutex<Vec<Client>>>,
-    drivers: Vec<tokio::task::JoinHandle<()>>,
+    drivers: Vec<JoinHandle<()>>,
     report: &mut Report,
 ) {
-    let found = |world: &World, result| lock(&world.watching).found(result);
     // Every counter takes a new write.
     let healed = world.now;
-    let serving = {
-        let (shared, clients) = (shared.clone(), clients.clone());
-        world.clients.spawn(async move {
-            let client = loop {
-                if let Some(client) = lock(&clients).first().cloned() {
-                    break client;
-                }
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            };
-            for key in 0..load::COUNTERS {
-                while !load::count(&client, "k0 at the end", key, Action::Increment, &shared).await {}
-            }
-        })
-    };
-    while !serving.is_finished() && world.now < healed + SERVES_WITHIN_MS {
-        faults.act(world, false);
-        world.step();
-    }
-    if !serving.is_finished() {
+    let serving = count_all(world, clients, shared, Action::Increment);
+    if !faults.live_until(world, SERVES_WITHIN_MS, || serving.is_finished()) {
         let without_rows = world.describe();
         if faults.retired.is_some() && !without_rows.is_empty() {
             // One node stays down, and a power cut came while another one installed a snapshot: it must
@@ -223,7 +210,7 @@ fn finish(
             report.stuck = true;
             return;
         }
-        return found(world, Err(format!("the healed cluster does not serve within {SERVES_WITHIN_MS} ms")));
+        return world.found(Err(format!("the healed cluster does not serve within {SERVES_WITHIN_MS} ms")));
     }
     report.served_after = Some(world.now - healed);
     world.say("it serves");
@@ -244,68 +231,47 @@ fn finish(
                 if settled {
                     return;
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
             }
         })
     };
-    let until = world.now + SETTLES_WITHIN_MS;
-    while !settling.is_finished() && world.now < until {
-        faults.act(world, false);
-        world.step();
-    }
+    let settled = faults.live_until(world, SETTLES_WITHIN_MS, || settling.is_finished());
     let last = lock(&books).take().unwrap_or_default();
-    if !settling.is_finished() {
-        found(world, Err(format!("messages or alarms have not arrived within {SETTLES_WITHIN_MS} ms")));
+    if !settled {
+        world.found(Err(format!("messages or alarms have not arrived within {SETTLES_WITHIN_MS} ms")));
     }
     // The counters once more, so that each history ends with a read.
-    let reading = {
-        let (shared, clients) = (shared.clone(), clients.clone());
-        world.clients.spawn(async move {
-            let client = lock(&clients)[0].clone();
-            for key in 0..load::COUNTERS {
-                while !load::count(&client, "k0 at the end", key, Action::Read, &shared).await {}
-            }
-        })
-    };
-    let until = world.now + SERVES_WITHIN_MS;
-    while !reading.is_finished() && world.now < until {
-        faults.act(world, false);
-        world.step();
-    }
-    if !reading.is_finished() {
-        found(world, Err(format!("the counters cannot be read within {SERVES_WITHIN_MS} ms")));
+    let reading = count_all(world, clients, shared, Action::Read);
+    if !faults.live_until(world, SERVES_WITHIN_MS, || reading.is_finished()) {
+        world.found(Err(format!("the counters cannot be read within {SERVES_WITHIN_MS} ms")));
     }
     let results = shared.heard(|heard| {
-        let ops: Vec<Op> = heard.ops.clone();
         [
-            invariants::linearizable(&ops),
+            invariants::linearizable(&heard.ops),
             invariants::every_payment_arrives_once(&heard.payments, &last),
             invariants::every_alarm_rings_once(&heard.alarms, &last),
             invariants::nested_calls_run_once(&heard.relays, &last),
         ]
     });
     for result in results {
-        found(world, result);
+        world.found(result);
     }
     // All replicas catch up.
     let until = world.now + CATCHES_UP_WITHIN_MS;
     while !caught_up(world) {
         if world.now >= until {
             let _ = world.describe();
-            found(world, Err(format!("replicas have not caught up within {CATCHES_UP_WITHIN_MS} ms")));
+            world.found(Err(format!("replicas have not caught up within {CATCHES_UP_WITHIN_MS} ms")));
             break;
         }
-        for _ in 0..100 {
-            faults.act(world, false);
-            world.step();
-        }
+        faults.live_until(world, LOOK_MS, || false);
     }
     if !world.stop_all(STOPS_WITHIN_MS) {
-        return found(world, Err(format!("the nodes do not stop within {STOPS_WITHIN_MS} ms")));
+        return world.found(Err(format!("the nodes do not stop within {STOPS_WITHIN_MS} ms")));
     }
     world.say("it has stopped");
     let disks = world.hosts.iter().filter(|host| matches!(host.life, Life::Up(_)));
     let agree = invariants::replicas_agree(disks.map(|host| (host.id.as_str(), &host.disk)));
     report.compared = agree.as_ref().copied().unwrap_or(0);
-    found(world, agree.map(drop));
+    world.found(agree.map(drop));
 }

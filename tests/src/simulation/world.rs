@@ -3,8 +3,9 @@
 //! Owns every runtime and lets each live through one millisecond after the other, in one thread. A
 //! machine's node is the real one; a crash drops its runtime. Nothing here decides what goes wrong.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -15,13 +16,14 @@ use perennial::core::partition::apply::read_batch;
 use perennial::core::placement::{ClusterMeta, ClusterState, form};
 use perennial::link::{LinkConfig, MemoryHub};
 use perennial::node::{Backend, Machine, Mistake, StartError, Witness};
-use perennial::replica::{Disk, DiskFault, GroupEvent, ReplicaConfig};
+use perennial::replica::{Disk, DiskFault, GroupEvent};
 use perennial::status::ClusterStatus;
 use perennial::{Node, WallClock};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::app::app;
 use super::invariants::{self, Invariant, Seen};
@@ -77,26 +79,29 @@ pub struct Watching {
     /// Entries applied, on all replicas together.
     pub applied: u64,
     invariants: Vec<Box<dyn Invariant>>,
-    first: std::collections::BTreeMap<GroupId, LogIndex>,
+    first: BTreeMap<GroupId, LogIndex>,
 }
 
 impl Watching {
     fn check(&mut self, check: impl Fn(&mut dyn Invariant) -> Result<(), String>) {
         for invariant in &mut self.invariants {
             if let Err(violation) = check(&mut **invariant) {
-                self.trace.line(&format!("VIOLATION: {violation}"));
-                self.violations.push(violation);
+                violated(&mut self.trace, &mut self.violations, violation);
             }
         }
     }
 
-    /// Adds something that was found at the end.
+    /// Adds something that was found otherwise.
     pub fn found(&mut self, result: Result<(), String>) {
         if let Err(violation) = result {
-            self.trace.line(&format!("VIOLATION: {violation}"));
-            self.violations.push(violation);
+            violated(&mut self.trace, &mut self.violations, violation);
         }
     }
+}
+
+fn violated(trace: &mut Trace, violations: &mut Vec<String>, violation: String) {
+    trace.line(&format!("VIOLATION: {violation}"));
+    violations.push(violation);
 }
 
 struct NodeWitness {
@@ -106,7 +111,7 @@ struct NodeWitness {
 
 impl Witness for NodeWitness {
     fn applied(&self, group: GroupId, term: Term, index: LogIndex, entry: &[u8]) {
-        let mut watching = self.watching.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watching = lock(&self.watching);
         watching.applied += 1;
         watching.trace.note(entry);
         let batch = group.partition().and_then(|_| read_batch(entry).ok());
@@ -127,7 +132,7 @@ impl Witness for NodeWitness {
 
     fn event(&self, group: GroupId, event: &GroupEvent) {
         let GroupEvent::Opened { term, .. } = event else { return };
-        let mut watching = self.watching.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watching = lock(&self.watching);
         watching.epochs += 1;
         watching.trace.line(&format!("{} leads {group} in term {term}", self.node));
         watching.check(|invariant| invariant.leads(self.node.as_str(), group, *term));
@@ -194,8 +199,7 @@ pub struct World {
     pub watching: Arc<Mutex<Watching>>,
     /// The machines.
     pub hosts: Vec<Host>,
-    /// How long things take.
-    pub weather: Arc<Mutex<Weather>>,
+    weather: Arc<Mutex<Weather>>,
     /// The network.
     pub hub: MemoryHub,
     /// Settings of all links.
@@ -205,6 +209,7 @@ pub struct World {
     /// A mistake planted on purpose.
     pub control: Option<Control>,
     seed: u64,
+    dir: String,
     cluster: ClusterState,
     network: Runtime,
     /// Where clients live.
@@ -219,7 +224,7 @@ fn runtime() -> Runtime {
         .expect("a runtime needs no more than memory")
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -273,7 +278,7 @@ impl World {
             epochs: 0,
             applied: 0,
             invariants: invariants::all(),
-            first: std::collections::BTreeMap::new(),
+            first: BTreeMap::new(),
         }));
         let link = LinkConfig::default();
         Ok(Self {
@@ -285,16 +290,36 @@ impl World {
             now: 0,
             control: None,
             seed,
+            dir: format!("{}/", dir.display()),
             cluster,
             network,
             clients: runtime(),
         })
     }
 
-    /// How a disk behaves that nothing is wrong with.
-    #[must_use]
-    pub fn sound_disk(&self) -> DiskFault {
-        if self.control == Some(Control::FlushSkipped) { DiskFault::Lies } else { DiskFault::None }
+    /// Nothing is wrong with a machine's disk any more, but for a mistake planted on purpose.
+    pub fn mend_disk(&self, at: usize) {
+        let lies = self.control == Some(Control::FlushSkipped);
+        self.hosts[at].disk.set_fault(if lies { DiskFault::Lies } else { DiskFault::None });
+    }
+
+    /// How long things take, to be changed.
+    pub fn weather(&self) -> MutexGuard<'_, Weather> {
+        lock(&self.weather)
+    }
+
+    /// Adds what was found.
+    pub fn found(&self, result: Result<(), String>) {
+        lock(&self.watching).found(result);
+    }
+
+    /// Lives on until something is done, for at most so long; says whether it is.
+    pub fn live_until(&mut self, within_ms: u64, mut done: impl FnMut() -> bool) -> bool {
+        let until = self.now + within_ms;
+        while !done() && self.now < until {
+            self.step();
+        }
+        done()
     }
 
     /// Writes a line of the trace.
@@ -310,7 +335,8 @@ impl World {
 
     /// Starts the node of a machine that is off.
     pub fn start(&mut self, at: usize) {
-        let (weather, sound) = (self.weather.clone(), self.sound_disk());
+        self.mend_disk(at);
+        let weather = self.weather.clone();
         let host = &mut self.hosts[at];
         host.starts += 1;
         let now = (BEGIN_MS + self.now).saturating_add_signed(host.skew_ms);
@@ -328,11 +354,9 @@ impl World {
             }),
             clock: host.clock.clone(),
             seed: mix(self.seed, at as u64, host.starts),
-            tune,
             witness: Some(Arc::new(NodeWitness { node: host.id.clone(), watching: self.watching.clone() })),
             mistake: self.control.and_then(Control::mistake),
         };
-        host.disk.set_fault(sound);
         host.excused = false;
         let runtime = runtime();
         let (started, start) = oneshot::channel();
@@ -388,6 +412,11 @@ impl World {
 
     /// Why a machine's node has ended by itself, or could not start, if it has not.
     pub fn ended(&mut self, at: usize) -> Option<String> {
+        // Where the files happen to be is no part of a run.
+        self.why_ended(at).map(|why| why.replace(&self.dir, ""))
+    }
+
+    fn why_ended(&mut self, at: usize) -> Option<String> {
         let Life::Up(running) = &mut self.hosts[at].life else { return None };
         if running.node.is_none() {
             match running.start.try_recv() {
@@ -405,10 +434,7 @@ impl World {
         let _ = self.ended(at);
         let Life::Up(running) = &self.hosts[at].life else { return None };
         let asked = running.runtime.spawn(running.node.as_ref()?.status());
-        let until = self.now + STATUS_WITHIN_MS;
-        while !asked.is_finished() && self.now < until {
-            self.step();
-        }
+        self.live_until(STATUS_WITHIN_MS, || asked.is_finished());
         asked.now_or_never()?.ok()
     }
 
@@ -420,10 +446,7 @@ impl World {
             let Life::Up(running) = &self.hosts[at].life else { continue };
             let Some(node) = running.node.clone() else { continue };
             let asked = running.runtime.spawn(async move { node.groups().await });
-            let until = self.now + STATUS_WITHIN_MS;
-            while !asked.is_finished() && self.now < until {
-                self.step();
-            }
+            self.live_until(STATUS_WITHIN_MS, || asked.is_finished());
             for group in asked.now_or_never().and_then(Result::ok).unwrap_or_default() {
                 self.say(&format!("{}: {group:?}", self.hosts[at].id));
                 if group.rows_lost {
@@ -443,14 +466,7 @@ impl World {
             let Some(node) = running.node.take() else { return false };
             ends.push(running.runtime.spawn(node.stop(Duration::from_millis(500))));
         }
-        let until = self.now + within_ms;
-        while self.now < until {
-            self.step();
-            if ends.iter().all(tokio::task::JoinHandle::is_finished) {
-                return true;
-            }
-        }
-        false
+        self.live_until(within_ms, || ends.iter().all(JoinHandle::is_finished))
     }
 }
 
@@ -458,14 +474,4 @@ impl World {
 fn mix(seed: u64, at: u64, start: u64) -> u64 {
     let words = [seed, at, start].map(u64::to_be_bytes);
     perennial::core::hash::wide_hash(words.as_flattened()) as u64
-}
-
-/// Small files and frequent checkpoints, so that logs are cut and snapshots are sent in seconds.
-fn tune(config: &mut ReplicaConfig) {
-    config.checkpoint_every = Duration::from_millis(1500);
-    config.checkpoint_bytes = 64 * 1024;
-    config.log_file_bytes = 32 * 1024;
-    config.log_purge_bytes = 64 * 1024;
-    config.driver.log_keep_bytes = 4 * 1024;
-    config.driver.log_tail_bytes_max = 16 * 1024;
 }
