@@ -37,6 +37,11 @@ const POSITION_MAX: u64 = 1 << 62;
 /// Entries a follower may be behind when a hand-over is forced.
 const TRANSFER_LAG_MAX: u64 = 256;
 
+/// Election time-outs that a replica without rows waits, so that any other leads before it.
+const PATIENCE: usize = 4;
+/// Election time-outs that a replica without rows leads, to hand its log over.
+const HAND_OVER: u32 = 2;
+
 /// The guards of an epoch; tests take one away to show what it prevents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(feature = "controls"), expect(unreachable_pub, reason = "tests name fences"))]
@@ -115,13 +120,14 @@ pub(crate) struct Group {
     preferred: Vec<MemberId>,
     epoch: Option<Epoch>,
     announced: (Option<MemberId>, Term),
-    seen: (u64, StateRole),
+    seen: (u64, StateRole, bool),
     election_ticks: usize,
     timeout: usize,
     jitter: Jitter,
     pending: Option<Pending>,
     takeover_ticks: Option<u32>,
     calm_ticks: u32,
+    rowless_ticks: u32,
     pub(crate) queued: bool,
 }
 
@@ -132,6 +138,7 @@ impl Group {
         let raft_config = Config {
             id: me.0,
             election_tick: config.election_ticks,
+            max_election_tick: (PATIENCE + 1) * config.election_ticks,
             heartbeat_tick: config.heartbeat_ticks,
             applied: tail.applied().0,
             max_size_per_msg: APPEND_BYTES_MAX,
@@ -149,7 +156,7 @@ impl Group {
             id,
             me,
             announced: (None, Term(raw.raft.term)),
-            seen: (u64::MAX, StateRole::Follower),
+            seen: (u64::MAX, StateRole::Follower, false),
             raw,
             preferred,
             epoch: None,
@@ -159,6 +166,7 @@ impl Group {
             pending: None,
             takeover_ticks: None,
             calm_ticks: 0,
+            rowless_ticks: 0,
             queued: false,
         };
         group.settle_timeout();
@@ -372,17 +380,35 @@ impl Group {
         if self.at_rest() {
             return false;
         }
-        if self.tail().rows_lost() {
-            // Without rows it may vote and hold the log, but must not lead: no election timer.
+        let rows_lost = self.tail().rows_lost();
+        if rows_lost {
             let _ = self.raw.request_snapshot();
-            self.observe(events);
-            return true;
         }
-        let mut changed = self.raw.tick();
+        let mut changed = self.raw.tick() || rows_lost;
+        if rows_lost && self.leads() {
+            self.hand_log_over(live, events);
+        }
         changed |= self.count_takeover(live);
         self.observe(events);
         self.count_calm(live);
         changed
+    }
+
+    /// Without rows a replica opens no epoch, but its log may be the only one that has all that was promised:
+    /// it leads until another has that too, and gives up when none gets there.
+    fn hand_log_over(&mut self, live: &Liveness, events: &mut Vec<(GroupId, EpochEvent)>) {
+        let has_all = |m: &MemberId| {
+            let caught_up = |p: &Progress| p.matched == self.last() && live.is_live(*m);
+            *m != self.me && self.raw.raft.prs().get(m.0).is_some_and(caught_up)
+        };
+        if let Some(to) = self.preferred.iter().copied().find(has_all) {
+            self.transfer(to, events);
+        }
+        self.rowless_ticks += 1;
+        if self.rowless_ticks > HAND_OVER * self.election_ticks as u32 {
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, INVALID_ID);
+        }
     }
 
     fn count_takeover(&mut self, live: &Liveness) -> bool {
@@ -599,6 +625,7 @@ impl Group {
         if leads && self.epoch.is_none() {
             self.epoch = Some(Epoch { term, opened: false, poisoned: false, next_seq: RecordSeq(0) });
             self.calm_ticks = 0;
+            self.rowless_ticks = 0;
         }
         let leader = self.leader();
         if (leader, term) != self.announced {
@@ -609,10 +636,12 @@ impl Group {
 
     /// raft-rs draws election time-outs from the thread's generator; ours come from the seed.
     fn settle_timeout(&mut self) {
-        let now = (self.raw.raft.term, self.raw.raft.state);
+        let rows_lost = self.tail().rows_lost();
+        let now = (self.raw.raft.term, self.raw.raft.state, rows_lost);
         if self.seen != now {
             self.seen = now;
-            self.timeout = self.election_ticks + self.jitter.below(self.election_ticks);
+            let least = if rows_lost { PATIENCE * self.election_ticks } else { self.election_ticks };
+            self.timeout = least + self.jitter.below(self.election_ticks);
         }
         if self.raw.raft.randomized_election_timeout() != self.timeout {
             self.raw.raft.set_randomized_election_timeout(self.timeout);

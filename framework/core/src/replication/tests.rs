@@ -387,6 +387,84 @@ fn a_follower_without_rows_is_known_to_its_leader_and_is_not_made_the_leader() {
 }
 
 #[test]
+fn a_replica_without_rows_that_has_the_longest_log_hands_it_over() {
+    let mut net = Net::three(17);
+    let (leader, term) = net.elect();
+    assert_eq!(leader, M1);
+    net.propose(leader, term, 0, 5);
+    net.tick(3);
+    net.isolate(M3);
+    net.propose(leader, term, 5, 5);
+    net.tick(3);
+    assert_eq!((net.records(M2), net.records(M3)), (10, 5));
+    // The first stays down; the second has what was promised, but no rows to go on from.
+    net.kill(M1);
+    net.kill(M2);
+    net.lose_rows(M2);
+    net.restart(M2);
+    net.heal();
+    net.tick(300);
+    assert_eq!(net.leader().map(|(leader, _)| leader), Some(M3));
+    assert!(net.status(M3).open && !net.status(M2).rows_lost);
+    assert_eq!((net.records(M2), net.records(M3)), (10, 10));
+    let opened = |events: Vec<EpochEvent>| events.iter().any(|e| matches!(e, EpochEvent::Opened { .. }));
+    assert!(!opened(net.events(M2)), "it took no proposals meanwhile");
+}
+
+#[test]
+fn a_replica_without_rows_that_nobody_can_follow_leads_for_a_while_only() {
+    let mut net = Net::with(&[1, 2, 3], 18, small_log);
+    let (leader, term) = net.elect();
+    net.propose(leader, term, 0, 5);
+    net.tick(3);
+    net.isolate(M3);
+    for n in 5..15 {
+        net.propose_sized(leader, term, n, 1, 1000);
+    }
+    net.tick(3);
+    assert!(net.checkpoint(M2).is_some_and(|t| t.index > net.status(M3).last), "the third needs a snapshot");
+    net.kill(M1);
+    net.kill(M2);
+    net.lose_rows(M2);
+    net.restart(M2);
+    net.heal();
+    let mut led = false;
+    let mut gave_up = false;
+    for _ in 0..400 {
+        net.tick(1);
+        let leads = net.status(M2).role == Role::Leader;
+        gave_up |= led && !leads;
+        led |= leads;
+    }
+    assert!(led && gave_up);
+    assert!(!net.status(M2).open && !net.status(M3).open, "what was promised is not to be had");
+    // With the first, it is.
+    net.restart(M1);
+    net.tick(400);
+    assert_eq!((net.records(M2), net.records(M3)), (15, 15));
+}
+
+#[test]
+fn a_replica_without_rows_votes_once_its_leader_has_fallen_silent() {
+    let mut net = Net::three(19);
+    let (leader, term) = net.elect();
+    assert_eq!(leader, M1);
+    net.propose(leader, term, 0, 5);
+    net.tick(3);
+    net.kill(M2);
+    net.lose_rows(M2);
+    net.restart(M2);
+    for _ in 0..2 {
+        net.tick_alone(M1);
+    }
+    net.pump();
+    assert_eq!(net.status(M2).leader, Some(M1));
+    net.isolate(M1);
+    net.tick(60);
+    assert_eq!(net.status(M3).role, Role::Leader);
+}
+
+#[test]
 fn garbage_and_strangers_change_nothing() {
     let mut net = Net::three(15);
     let (leader, term) = net.elect();
