@@ -1027,6 +1027,22 @@ async fn what_no_rule_allows_never_reaches_the_backend() {
 }
 
 #[tokio::test]
+async fn an_idempotency_key_is_its_callers_own() {
+    let (s, key) = start_guarded().await;
+    let add = |who: Option<&str>| {
+        let request = s.http.post(format!("{}/v1/Cart/open/add", s.base)).header("idempotency-key", "1");
+        who.into_iter().fold(request, |request, who| request.header("authorization", who)).body("{}").send()
+    };
+    let mut ids = Vec::new();
+    for who in [None, Some(&*key), None] {
+        assert_eq!(add(who).await.unwrap().status(), StatusCode::OK);
+        ids.push(s.fake.last_call().request.expect("a keyed call has its id"));
+    }
+    assert_ne!(ids[0], ids[1], "somebody else's reply is nobody's business");
+    assert_eq!(ids[0], ids[2]);
+}
+
+#[tokio::test]
 async fn with_a_policy_the_cluster_is_told_of_at_the_admin_port_only() {
     let (s, key) = start_guarded().await;
     for path in ["/", "/metrics", "/v1/status", "/v1/kinds"] {

@@ -17,6 +17,9 @@ use crate::exit::{CommandError, Exit};
 use crate::idempotency::keyed_request;
 use crate::output;
 
+/// Whose idempotency keys those of this command are: of all who may speak to nodes directly.
+const CALLER: &str = "client";
+
 pub(crate) async fn run(launch: &Launch, args: CallArgs) -> Result<Exit, CommandError> {
     let method = described(&launch.app, &args.actor, &args.method);
     let arguments = arguments(&args.args, method, || {
@@ -25,7 +28,8 @@ pub(crate) async fn run(launch: &Launch, args: CallArgs) -> Result<Exit, Command
     })
     .map_err(CommandError::Usage)?;
     let client = Target::of(&args.target, &launch.program)?.connect().await?;
-    let keyed = |key: &String| keyed_request(&args.actor, &args.method, key.as_bytes(), arguments.clone());
+    let keyed =
+        |key: &String| keyed_request(CALLER, &args.actor, &args.method, key.as_bytes(), arguments.clone());
     let request = args.key.as_ref().map(keyed);
     let answered = client
         .call(Outbound {

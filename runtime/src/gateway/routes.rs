@@ -168,7 +168,10 @@ async fn write(
     let (body, bytes) = read_body(&gate, &caller.principal, &headers, body).await?;
     let body = arguments::from_body(body)?;
     let request = match idempotency_key {
-        Some(key) => Some(keyed_request(&target, &method, key, parsed(&body)?)),
+        Some(key) => {
+            let who = caller.principal.to_string();
+            Some(keyed_request(&who, &target, &method, key, parsed(&body)?))
+        }
         None => None,
     };
     let outbound = Outbound {
