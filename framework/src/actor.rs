@@ -43,6 +43,9 @@ pub struct Method {
     pub write: bool,
     /// `async fn`.
     pub asynchronous: bool,
+    /// How old the answer of a read may be unless its caller says otherwise, in milliseconds; 0: it is
+    /// linearizable.
+    pub stale_ms: u64,
     /// Parameters besides `self` and the context.
     pub params: &'static [Param],
     /// The type of the value in Rust's words, such as `u32`.

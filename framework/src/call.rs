@@ -39,6 +39,9 @@ pub struct Outbound {
     pub keyed: bool,
     /// Refuse if the handler writes.
     pub read_only: bool,
+    /// A read that may miss what was committed within so long, so that any replica can answer it; `None`:
+    /// linearizable.
+    pub stale: Option<Duration>,
     /// The actors that are waiting for this call, outermost first.
     pub path: Vec<ActorId>,
     /// When to give up.
@@ -56,13 +59,16 @@ pub struct Answered {
     pub partition: Option<PartitionId>,
     /// How often the caller's side tried again.
     pub retries: u32,
+    /// What was committed longer ago than this is in the answer, in milliseconds; `None` when it is
+    /// linearizable.
+    pub age_ms: Option<u64>,
 }
 
 impl Answered {
     /// An answer no node gave.
     #[must_use]
     pub fn fault(fault: Fault) -> Self {
-        Self { answer: Answer::Fault(fault), node: None, partition: None, retries: 0 }
+        Self { answer: Answer::Fault(fault), node: None, partition: None, retries: 0, age_ms: None }
     }
 }
 
@@ -215,7 +221,7 @@ impl ActorHandle {
             let args = encode(Format::Postcard, args)?;
             Ok(Message { target, method: method.to_owned(), args })
         });
-        Call { message, via: self.via.clone(), timeout: self.timeout, answer: PhantomData }
+        Call { message, via: self.via.clone(), timeout: self.timeout, stale: None, answer: PhantomData }
     }
 
     /// The actor's committed events (used by generated code).
@@ -297,6 +303,7 @@ pub struct Call<T, X> {
     pub(crate) message: Result<Message, Fault>,
     via: Via,
     timeout: Duration,
+    stale: Option<Duration>,
     answer: PhantomData<fn() -> (T, X)>,
 }
 
@@ -307,11 +314,20 @@ impl<T: Data, X: Failure> Call<T, X> {
         self
     }
 
-    /// Makes the call and tells besides the answer which node gave it and after how many retries.
-    pub async fn detailed(self) -> (Result<T, X>, Option<NodeId>, u32) {
+    /// Lets a read miss what was committed within so long: any replica may answer it from what it has, on a
+    /// minority side too. If none can, the leader does, as without this. [`Call::detailed`] tells how old
+    /// the answer is. With a bound of zero, a read that is stale by default is linearizable. A write is
+    /// refused with [`Fault::NotARead`]; nothing was applied.
+    pub fn stale(mut self, within: Duration) -> Self {
+        self.stale = (!within.is_zero()).then_some(within);
+        self
+    }
+
+    /// Makes the call and tells how it went besides the answer.
+    pub async fn detailed(self) -> Detailed<T, X> {
         let answered = match self.message {
             Err(fault) => Answered::fault(fault),
-            Ok(message) => dispatch(message, self.via, self.timeout).await,
+            Ok(message) => dispatch(message, self.via, self.timeout, self.stale).await,
         };
         let result = match answered.answer {
             Answer::Ok(bytes) => {
@@ -320,19 +336,33 @@ impl<T: Data, X: Failure> Call<T, X> {
             Answer::App(bytes) => Err(X::app(&bytes)),
             Answer::Fault(fault) => Err(X::fault(fault)),
         };
-        (result, answered.node, answered.retries)
+        let age = answered.age_ms.map(Duration::from_millis);
+        Detailed { result, node: answered.node, retries: answered.retries, age }
     }
+}
+
+/// How a call went.
+#[derive(Debug)]
+pub struct Detailed<T, X> {
+    /// What awaiting the call gives.
+    pub result: Result<T, X>,
+    /// The node that answered; `None` when none did.
+    pub node: Option<NodeId>,
+    /// How often it was tried again.
+    pub retries: u32,
+    /// What was committed longer ago than this is in the answer; `None` when it is linearizable.
+    pub age: Option<Duration>,
 }
 
 impl<T: Data, X: Failure> IntoFuture for Call<T, X> {
     type Output = Result<T, X>;
     type IntoFuture = BoxFuture<'static, Result<T, X>>;
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move { self.detailed().await.0 })
+        Box::pin(async move { self.detailed().await.result })
     }
 }
 
-async fn dispatch(message: Message, via: Via, timeout: Duration) -> Answered {
+async fn dispatch(message: Message, via: Via, timeout: Duration, stale: Option<Duration>) -> Answered {
     let deadline = tokio::time::Instant::now().into_std() + timeout;
     let args = Args { format: Format::Postcard, bytes: message.args };
     let mut call = Outbound {
@@ -341,7 +371,8 @@ async fn dispatch(message: Message, via: Via, timeout: Duration) -> Answered {
         args,
         request: None,
         keyed: false,
-        read_only: false,
+        read_only: stale.is_some(),
+        stale,
         path: Vec::new(),
         deadline,
     };

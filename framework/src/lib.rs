@@ -92,7 +92,7 @@ pub mod testing;
 
 pub use actor::{Actor, Format};
 pub use app::{App, Asset};
-pub use call::{Actors, Call, EventId, EventsFrom};
+pub use call::{Actors, Call, Detailed, EventId, EventsFrom};
 pub use client::{Client, ClientConfig};
 pub use clock::WallClock;
 pub use ctx::Ctx;

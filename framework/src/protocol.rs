@@ -32,6 +32,8 @@ pub(crate) struct CallRequest {
     pub(crate) path: Vec<ActorId>,
     /// Milliseconds left until the caller gives up.
     pub(crate) timeout_ms: u32,
+    /// A read that any replica may answer whose rows are no older than this, in milliseconds.
+    pub(crate) stale_ms: Option<u64>,
 }
 
 /// A question to a node.

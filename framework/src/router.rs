@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use perennial_core::hash::{PartitionCount, partition_of};
-use perennial_core::id::{ActorId, MemberId, NodeId, PartitionId, Term};
+use perennial_core::id::{ActorId, MemberId, NodeId, PartitionId, RequestId, Term};
 use perennial_core::placement::ClusterState;
 use perennial_core::routing::{Decision, Routes};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -19,6 +19,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::actor::{Answer, BoxFuture};
 use crate::call::{Answered, Caller, EventItem, EventStream, EventsFrom, Outbound};
 use crate::error::Fault;
+use crate::host::stale::StaleReads;
 use crate::host::{Delivery, Ended, HostCall, HostMessage, Hosts};
 use crate::link::{FRAME_BYTES_MAX, ItemStream, LinkError};
 use crate::protocol::{CallRequest, Question, Response, Stream, decode, encode};
@@ -64,6 +65,8 @@ pub(crate) struct Router {
     changed: Notify,
     hosts: Arc<Hosts>,
     network: OnceLock<Arc<dyn Network>>,
+    /// Rows that are here, for reads that may be behind.
+    stale: OnceLock<StaleReads>,
     /// The caller's sessions, one for each part of the key space, so that a slow call holds back the mark
     /// of replies to be forgotten only there.
     sessions: Vec<Arc<Session>>,
@@ -121,6 +124,7 @@ impl Router {
             changed: Notify::new(),
             hosts,
             network: OnceLock::new(),
+            stale: OnceLock::new(),
             sessions: PartitionCount::DEFAULT.iter().map(|_| Session::new()).collect(),
             down: RwLock::default(),
             started: tokio::time::Instant::now().into_std(),
@@ -134,6 +138,11 @@ impl Router {
     /// Connects the router to the network; once.
     pub(crate) fn set_network(&self, network: Arc<dyn Network>) {
         let _ = self.network.set(network);
+    }
+
+    /// Lets reads that may be behind be answered from the rows here; once.
+    pub(crate) fn set_stale(&self, stale: StaleReads) {
+        let _ = self.stale.set(stale);
     }
 
     /// Says which member this is; once.
@@ -224,31 +233,51 @@ impl Router {
         let Some(host) = partition.and_then(|partition| self.hosts.get(partition)) else {
             return answer(Ended::NotLeader);
         };
-        let timeout = Duration::from_millis(u64::from(request.timeout_ms)).min(CALL_TIMEOUT_MAX);
-        let call = HostCall {
-            target: request.target,
-            method: request.method,
-            args: crate::actor::Args { format: request.format, bytes: request.args },
-            request: request.request,
-            ack_below: request.ack_below,
-            keyed: request.keyed,
-            read_only: request.read_only,
-            path: request.path,
-            deadline: tokio::time::Instant::now().into_std() + timeout,
-        };
-        host.call(call, answer);
+        host.call(host_call(request), answer);
     }
 
-    async fn attempt(
-        &self,
-        call: &Outbound,
-        request: perennial_core::id::RequestId,
-        declined: &[MemberId],
-        patience: Duration,
-    ) -> Attempt {
+    /// Answers a read that may be behind from the rows here; gives the call back if they are too old, or not
+    /// here.
+    pub(crate) async fn read_here(self: &Arc<Self>, request: CallRequest) -> Result<Answered, CallRequest> {
+        let partition = self.routes().as_ref().map(|routes| routes.partition_of(&request.target));
+        let (Some(partition), Some(stale), Some(within)) = (partition, self.stale.get(), request.stale_ms)
+        else {
+            return Err(request);
+        };
+        let call = host_call(request.clone());
+        let caller = Arc::new(RouterCaller(self.clone()));
+        stale.read(partition, &call, Duration::from_millis(within), caller).await.ok_or(request)
+    }
+
+    /// Has a read that may be behind answered by any replica: this node's, or one after the other from a
+    /// random one on. `None` when all are too old or out of reach.
+    async fn read_anywhere(self: &Arc<Self>, call: &Outbound, request: RequestId) -> Option<Answered> {
+        let question = match self.read_here(self.wire(call, request)).await {
+            Ok(answered) => return Some(answered),
+            Err(question) => question,
+        };
+        let replicas = {
+            let routes = self.routes();
+            let routes = routes.as_ref()?;
+            let replicas = routes.state().table.replicas_of(routes.partition_of(&call.target));
+            let first = rand::random_range(0..replicas.len().max(1));
+            let (after, from) = replicas.split_at(first.min(replicas.len()));
+            from.iter().chain(after).copied().filter(|m| Some(*m) != self.me()).collect::<Vec<_>>()
+        };
+        for (retries, member) in (1..).zip(replicas) {
+            let left = call.deadline.saturating_duration_since(tokio::time::Instant::now().into_std());
+            match self.ask_member(member, &Question::Call(question.clone()), left.min(SILENCE_MIN)).await {
+                Ok(Response::Ended(answered)) => return Some(Answered { retries: retries - 1, ..answered }),
+                _ => continue,
+            }
+        }
+        None
+    }
+
+    fn wire(&self, call: &Outbound, request: RequestId) -> CallRequest {
         let left = call.deadline.saturating_duration_since(tokio::time::Instant::now().into_std());
         let session = self.session(&call.target);
-        let wire = || CallRequest {
+        CallRequest {
             target: call.target.clone(),
             method: call.method.clone(),
             format: call.args.format,
@@ -256,10 +285,22 @@ impl Router {
             request,
             ack_below: if request.session == session.id() { session.ack_below() } else { 0 },
             keyed: call.keyed || !call.path.is_empty(),
-            read_only: call.read_only,
+            read_only: call.read_only || call.stale.is_some(),
             path: call.path.clone(),
             timeout_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1),
-        };
+            stale_ms: call.stale.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+
+    async fn attempt(
+        &self,
+        call: &Outbound,
+        request: RequestId,
+        declined: &[MemberId],
+        patience: Duration,
+    ) -> Attempt {
+        let left = call.deadline.saturating_duration_since(tokio::time::Instant::now().into_std());
+        let wire = || self.wire(call, request);
         match self.decide(&call.target) {
             None => Attempt::Nobody,
             Some(Decision::Local(_)) => {
@@ -394,13 +435,18 @@ impl Router {
         })
     }
 
-    async fn route(&self, call: Outbound) -> Answered {
+    async fn route(self: &Arc<Self>, call: Outbound) -> Answered {
         let ticket = call.request.is_none().then(|| self.session(&call.target).begin());
         let Some(request) = call.request.or(ticket.as_ref().map(|t| t.request())) else {
             unreachable!("a call has an id or gets one");
         };
         let mut call = call;
         call.deadline = call.deadline.min(tokio::time::Instant::now().into_std() + CALL_TIMEOUT_MAX);
+        if call.stale.is_some()
+            && let Some(answered) = self.read_anywhere(&call, request).await
+        {
+            return answered;
+        }
         let (mut retries, mut pause, mut lost, mut heard) = (0, RETRY_MIN, false, Heard::default());
         let mut patience = SILENCE_MIN;
         loop {
@@ -567,6 +613,21 @@ impl Router {
             }
             Decision::NoLeader { .. } => None,
         }
+    }
+}
+
+fn host_call(request: CallRequest) -> HostCall {
+    let timeout = Duration::from_millis(u64::from(request.timeout_ms)).min(CALL_TIMEOUT_MAX);
+    HostCall {
+        target: request.target,
+        method: request.method,
+        args: crate::actor::Args { format: request.format, bytes: request.args },
+        request: request.request,
+        ack_below: request.ack_below,
+        keyed: request.keyed,
+        read_only: request.read_only,
+        path: request.path,
+        deadline: tokio::time::Instant::now().into_std() + timeout,
     }
 }
 

@@ -201,7 +201,7 @@ impl Caller for Fake {
     fn call(&self, call: Outbound) -> perennial::actor::BoxFuture<'static, Answered> {
         self.calls.lock().unwrap().push(call);
         let answer = self.answer.clone();
-        Box::pin(async move { Answered { answer, node: None, partition: None, retries: 0 } })
+        Box::pin(async move { Answered { answer, node: None, partition: None, retries: 0, age_ms: None } })
     }
     fn subscribe(&self, _: ActorId, _: EventsFrom) -> EventStream {
         Box::pin(futures_util::stream::empty())

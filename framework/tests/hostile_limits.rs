@@ -67,6 +67,7 @@ async fn raw(app: &TestApp, seq: u64, method: &str, args: Vec<u8>) -> Answer {
         request: Some(RequestId { session: SessionId(5), seq }),
         keyed: false,
         read_only: false,
+        stale: None,
         path: Vec::new(),
         deadline: tokio::time::Instant::now().into_std() + Duration::from_secs(10),
     };

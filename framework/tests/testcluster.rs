@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use perennial::Detailed;
 use perennial::prelude::*;
 use perennial::testing::TestCluster;
 
@@ -50,6 +51,17 @@ impl Counter {
     pub fn value(&self) -> i64 {
         self.value
     }
+
+    /// The sum, as any node knows it.
+    #[read(stale = "1h")]
+    pub fn about(&self) -> i64 {
+        self.value
+    }
+
+    /// The sum, and what the other one is about.
+    pub async fn both(&self, ctx: &Ctx<Self>, other: String) -> Reply<(i64, i64), String> {
+        Ok((self.value, ctx.get::<Self>(&other).value().await?))
+    }
 }
 
 fn app() -> App {
@@ -65,7 +77,7 @@ async fn calls_reach_the_owner_in_clusters_of_any_size() {
         let cluster = TestCluster::start(nodes, app()).await;
         assert_eq!(cluster.nodes().len(), nodes);
         let owner = cluster.owner::<Counter>("a").await;
-        let (added, node, _) = cluster.get::<Counter>("a").add(2).detailed().await;
+        let Detailed { result: added, node, .. } = cluster.get::<Counter>("a").add(2).detailed().await;
         assert_eq!(added, Ok(2));
         assert_eq!(node.unwrap().as_str(), format!("n{owner}"));
         cluster.kill(owner);
@@ -130,6 +142,88 @@ async fn a_minority_refuses_while_the_majority_serves() {
     assert_eq!(cluster.get::<Counter>("a").add(1).timeout(LONG).await, Ok(1));
     cluster.heal().await;
     assert_eq!(beside.get::<Counter>("a").add(1).timeout(LONG).await, Ok(2));
+}
+
+/// Longer than any test takes.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Reads until a certain node has answered, or any other than that one; it takes a second until a node
+/// knows how old its rows are.
+async fn read_at(counter: &CounterRef, node: usize, is: bool) -> Detailed<i64, Fault> {
+    loop {
+        let read = counter.value().stale(HOUR).timeout(LONG).detailed().await;
+        let there = read.node.as_ref().is_some_and(|at| at.as_str() == format!("n{node}"));
+        if read.age.is_some() && there == is {
+            return read;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_read_that_may_be_behind_is_answered_by_any_replica() {
+    let cluster = TestCluster::start(3, app()).await;
+    let counter = cluster.get::<Counter>("a");
+    counter.add(1).await.unwrap();
+    let owner = cluster.owner::<Counter>("a").await;
+    let others = cluster.others(&[owner]);
+    for node in others {
+        let read = read_at(&counter, node, true).await;
+        assert!(matches!(read.result, Ok(0 | 1)), "{read:?}");
+    }
+    let both = counter.both("b".into()).stale(HOUR).timeout(LONG).detailed().await;
+    assert!(both.age.is_some() && matches!(both.result, Ok((0 | 1, 0))), "{both:?}");
+    let newest = counter.about().stale(Duration::ZERO).detailed().await;
+    assert_eq!((newest.result, newest.age), (Ok(1), None), "asked for the newest");
+    assert!(counter.about().detailed().await.age.is_some(), "stale unless asked otherwise");
+}
+
+#[tokio::test]
+async fn a_read_is_no_older_than_it_says() {
+    let cluster = TestCluster::start(3, app()).await;
+    let counter = cluster.get::<Counter>("a");
+    let mut written = Vec::new();
+    for n in 1..=200 {
+        counter.add(1).timeout(LONG).await.unwrap();
+        written.push((tokio::time::Instant::now(), n));
+        let asked = tokio::time::Instant::now();
+        let within = Duration::from_millis(1500);
+        let read = counter.value().stale(within).timeout(LONG).detailed().await;
+        let (value, age) = (read.result.unwrap(), read.age.unwrap_or_default());
+        assert!(age <= within, "{age:?}");
+        let least = written.iter().rev().find(|(at, _)| *at + age < asked).map_or(0, |(_, n)| *n);
+        assert!(value >= least, "{value} is {age:?} old, but {least} was answered before");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_cut_off_answers_reads_that_may_be_behind() {
+    let cluster = TestCluster::start(3, app()).await;
+    assert_eq!(cluster.get::<Counter>("a").add(5).await, Ok(5));
+    for kind in ["follower", "owner"] {
+        let owner = cluster.owner::<Counter>("a").await;
+        let before = cluster.get::<Counter>("a").value().timeout(LONG).await.unwrap();
+        let apart = if kind == "owner" { owner } else { cluster.pick(&cluster.others(&[owner])) };
+        let beside = cluster.client_on(&[apart]).await.get::<Counter>("a");
+        while read_at(&beside, apart, true).await.result != Ok(before) {}
+        cluster.isolate(apart);
+        assert_eq!(cluster.get::<Counter>("a").add(1).timeout(LONG).await, Ok(before + 1));
+        let read = read_at(&beside, apart, true).await;
+        assert_eq!(read.result, Ok(before), "{kind}");
+        // What it has is older than this.
+        let refused = beside.value().stale(Duration::from_nanos(1)).timeout(LONG).await;
+        assert!(matches!(refused, Err(Fault::Unavailable { .. })), "{kind}: {refused:?}");
+        cluster.heal().await;
+        assert_eq!(beside.value().timeout(LONG).await, Ok(before + 1));
+    }
+}
+
+#[tokio::test]
+async fn a_write_cannot_be_stale() {
+    let cluster = TestCluster::start(3, app()).await;
+    let counter = cluster.get::<Counter>("a");
+    let refused = counter.add(1).stale(HOUR).await;
+    assert!(matches!(&refused, Err(Fault::NotARead { .. })), "{refused:?}");
+    assert_eq!(counter.value().await, Ok(0));
 }
 
 #[tokio::test]

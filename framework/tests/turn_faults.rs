@@ -179,6 +179,7 @@ fn call_with_id(target: &str, method: &str, args: &impl serde::Serialize, id: u6
         request: Some(RequestId { session: SessionId(u128::from(id)), seq: 0 }),
         keyed,
         read_only: false,
+        stale: None,
         path: Vec::new(),
         deadline: tokio::time::Instant::now().into_std() + Duration::from_secs(10),
     }

@@ -132,6 +132,9 @@ pub(crate) struct CallArgs {
     /// When to give up
     #[arg(long, value_name = "TIME", default_value = "10s")]
     pub(crate) timeout: Span,
+    /// A read that may be this much behind: any replica answers, also one that is cut off
+    #[arg(long, value_name = "TIME", conflicts_with = "key")]
+    pub(crate) stale: Option<Span>,
     #[command(flatten)]
     pub(crate) target: TargetArgs,
 }

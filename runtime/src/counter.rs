@@ -73,6 +73,7 @@ impl Prepared {
             request: None,
             keyed: false,
             read_only: false,
+            stale: None,
             path: Vec::new(),
             deadline: Instant::now() + CALL_TIMEOUT,
         })

@@ -13,7 +13,7 @@ use hdrhistogram::Histogram;
 use perennial::actor::BoxFuture;
 use perennial::call::{ActorId, Failure};
 use perennial::core::id::{NodeId, PartitionId};
-use perennial::{Call, CallError, Client, Data, Fault};
+use perennial::{Call, CallError, Client, Data, Detailed, Fault};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -223,7 +223,7 @@ impl Probe {
         X: Failure + FaultOf,
     {
         let started = Instant::now();
-        let (result, node, retries) = call.detailed().await;
+        let Detailed { result, node, retries, .. } = call.detailed().await;
         match &result {
             Err(error) if error.fault_of().is_some() => self.failed(),
             _ => self.answered(actor, started, node.as_ref(), retries),

@@ -71,6 +71,7 @@ impl Actor for Cart {
             name: "add",
             write: true,
             asynchronous: false,
+            stale_ms: 0,
             params: &[SKU, QTY],
             returns: "u32",
             returns_schema: |_| Type::Uint(32),
@@ -80,6 +81,7 @@ impl Actor for Cart {
             name: "find",
             write: false,
             asynchronous: false,
+            stale_ms: 0,
             params: &[SKU, QTY, SOLD, TAGS],
             returns: "u32",
             returns_schema: |_| Type::Uint(32),
@@ -196,7 +198,13 @@ impl Caller for Fake {
                 _ => {}
             }
             let answer = answer.unwrap_or(Answer::Ok(call.args.bytes));
-            Answered { answer, node: Some(node), partition: Some(PartitionId(17)), retries: 2 }
+            Answered {
+                answer,
+                node: Some(node),
+                partition: Some(PartitionId(17)),
+                retries: 2,
+                age_ms: call.stale.map(|_| 250),
+            }
         })
     }
 
@@ -518,6 +526,23 @@ async fn an_idempotency_key_names_one_request_of_one_handler_of_one_actor() {
     for (i, a) in distinct.iter().enumerate() {
         assert!(distinct[..i].iter().all(|b| a != b), "request {i} is one of its own");
     }
+}
+
+#[tokio::test]
+async fn a_read_may_be_behind_as_far_as_its_caller_says() {
+    let s = start().await;
+    for (value, asked) in [("1500", Some(Duration::from_millis(1500))), ("0", None)] {
+        let url = format!("{}/v1/Cart/a/find?sku=tea", s.base);
+        let response = s.http.get(url).header("perennial-max-stale-ms", value).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let call = s.fake.last_call();
+        assert_eq!((call.stale, call.read_only), (asked, true));
+        let age = response.headers().get("perennial-age-ms").map(|age| age.to_str().unwrap().to_owned());
+        assert_eq!(age, asked.map(|_| "250".to_owned()));
+    }
+    let url = format!("{}/v1/Cart/a/find?sku=tea", s.base);
+    let response = s.http.get(url).header("perennial-max-stale-ms", "soon").send().await.unwrap();
+    refused(response, 400, "bad_header").await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use perennial::error::Applied;
 use perennial::node::Backend;
 use perennial::prelude::*;
-use perennial::{App, Client, EventsFrom, Fault};
+use perennial::{App, Client, Detailed, EventsFrom, Fault};
 use perennial_tests::{Cluster, PATIENCE, until};
 
 /// Sums up what it is given.
@@ -102,7 +102,8 @@ impl Fragile {
 }
 
 async fn leader_of(cluster: &Cluster, client: &Client, key: &str) -> usize {
-    let (sum, node, _) = client.get::<Ledger>(key).sum().timeout(CALL_MAX).detailed().await;
+    let Detailed { result: sum, node, .. } =
+        client.get::<Ledger>(key).sum().timeout(CALL_MAX).detailed().await;
     sum.unwrap();
     cluster.position(&node.expect("an answer tells its node"))
 }

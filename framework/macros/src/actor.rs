@@ -27,6 +27,8 @@ struct Handler {
     asynchronous: bool,
     context: bool,
     params: Vec<(Ident, Type)>,
+    /// How old a read may be unless told otherwise, in milliseconds; 0: linearizable.
+    stale_ms: u64,
     outcome: Outcome,
     attrs: Vec<Attribute>,
 }
@@ -50,7 +52,7 @@ struct Options {
 }
 
 pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
-    let block = match syn::parse2::<ItemImpl>(item.clone()) {
+    let mut block = match syn::parse2::<ItemImpl>(item.clone()) {
         Ok(block) => block,
         Err(_) => {
             let text = "`#[actor]` stands on the impl block with the handlers: `#[actor] impl Cart { .. }`";
@@ -76,6 +78,11 @@ pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
             } else {
                 handlers.push(handler);
             }
+        }
+    }
+    for item in &mut block.items {
+        if let ImplItem::Fn(function) = item {
+            function.attrs.retain(|attr| !attr.path().is_ident("read"));
         }
     }
     let actor = actor_impl(&path, &options, &handlers);
@@ -176,6 +183,7 @@ impl Handler {
             asynchronous: sig.asyncness.is_some(),
             context,
             params,
+            stale_ms: stale(function, write)?,
             outcome: Outcome::read(&sig.output, actor)?,
             attrs: attrs.cloned().collect(),
         })
@@ -185,6 +193,7 @@ impl Handler {
     fn description(&self) -> TokenStream {
         let name = plain(&self.ident);
         let (write, asynchronous, doc) = (self.write, self.asynchronous, first_paragraph(&self.attrs));
+        let stale_ms = self.stale_ms;
         let params = self.params.iter().map(|(ident, ty)| {
             let (name, text) = (plain(ident), type_text(ty));
             quote! {
@@ -198,6 +207,7 @@ impl Handler {
                 name: #name,
                 write: #write,
                 asynchronous: #asynchronous,
+                stale_ms: #stale_ms,
                 params: &[#(#params),*],
                 returns: #returns,
                 returns_schema: <#value as ::perennial::Data>::schema,
@@ -254,7 +264,9 @@ impl Handler {
             Outcome::Result(_, error) | Outcome::Reply(_, error) => quote!(::perennial::CallError<#error>),
         };
         let span = ident.span();
-        let body = quote_spanned!(span=> self.handle.method(#name, &(#(#names,)*)));
+        let stale_ms = self.stale_ms;
+        let stale = (stale_ms > 0).then(|| quote!(.stale(::core::time::Duration::from_millis(#stale_ms))));
+        let body = quote_spanned!(span=> self.handle.method(#name, &(#(#names,)*)) #stale);
         quote! {
             #(#attrs)*
             #doc
@@ -263,6 +275,44 @@ impl Handler {
             }
         }
     }
+}
+
+/// The milliseconds of `#[read(stale = "1s")]`; 0 without it.
+fn stale(function: &ImplItemFn, write: bool) -> syn::Result<u64> {
+    let mut stale_ms = 0;
+    for attr in function.attrs.iter().filter(|attr| attr.path().is_ident("read")) {
+        if write {
+            let text = "`#[read]` stands on a read: take `&self`";
+            return Err(syn::Error::new_spanned(attr, text));
+        }
+        attr.parse_nested_meta(|meta| {
+            if !meta.path.is_ident("stale") {
+                return Err(meta.error("unknown option: `#[read]` takes `stale = \"1s\"`"));
+            }
+            let text: LitStr = meta.value()?.parse()?;
+            stale_ms = millis(&text.value()).ok_or_else(|| {
+                let what =
+                    "how old an answer may be is a number with its unit, `ms`, `s`, `m` or `h`: `\"500ms\"`";
+                syn::Error::new(text.span(), what)
+            })?;
+            Ok(())
+        })?;
+    }
+    Ok(stale_ms)
+}
+
+/// `500ms`, `1s`, `5m`, `2h`; not 0.
+fn millis(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let of_unit = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60 * 1000,
+        "h" => 60 * 60 * 1000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(of_unit).filter(|ms| *ms > 0)
 }
 
 fn refuse_qualifiers(function: &ImplItemFn) -> syn::Result<()> {

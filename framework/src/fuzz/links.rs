@@ -159,6 +159,7 @@ pub(super) fn question_seeds() -> Vec<Vec<u8>> {
         read_only: false,
         path: vec![actor.clone()],
         timeout_ms: 10_000,
+        stale_ms: Some(1000),
     };
     let message = Message { target: actor.clone(), method: "add".into(), args: Bytes::from_static(b"x") };
     let items = vec![OutboxItem { from: actor.clone(), message }];
@@ -200,6 +201,7 @@ pub(super) fn response_seeds() -> Vec<Vec<u8>> {
         node: Some(node("n1")),
         partition: Some(PartitionId(3)),
         retries: 0,
+        age_ms: Some(12),
     };
     let fault =
         Fault::UnknownMethod { kind: "Cart".into(), method: "ad".into(), known: vec!["add()".into()] };

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use perennial_core::id::{ActorId, RecordSeq};
+use perennial_core::id::{ActorId, GroupId, RecordSeq};
 use perennial_core::partition::record::Record;
 use perennial_core::partition::rows;
 use perennial_core::time::Millis;
@@ -20,6 +20,7 @@ use super::turns::Work;
 use super::{Host, HostCounters, events};
 use crate::actor::{Kind, State, caught};
 use crate::error::Fault;
+use crate::replica::RowStore;
 use crate::schema::Schema;
 
 /// An actor idle for this long leaves memory when room is needed.
@@ -63,8 +64,33 @@ impl Activation {
 }
 
 /// The state of an actor that has no record.
-fn fresh(kind: &dyn Kind) -> Result<Box<dyn State>, String> {
+pub(super) fn fresh(kind: &dyn Kind) -> Result<Box<dyn State>, String> {
     caught("when made by default", || Ok(kind.fresh()))
+}
+
+/// Decodes a stored state; one of an older schema is given back in today's form.
+pub(super) fn read_state(
+    rows: &dyn RowStore,
+    group: GroupId,
+    kind: &dyn Kind,
+    stored: Vec<u8>,
+) -> Result<(Box<dyn State>, Bytes), String> {
+    let (fingerprint, bytes) = stored
+        .split_first_chunk::<FINGERPRINT_BYTES>()
+        .ok_or_else(|| "it is shorter than its fingerprint".to_owned())?;
+    let fingerprint = u64::from_be_bytes(*fingerprint);
+    if fingerprint == kind.fingerprint() {
+        let state = kind.decode(bytes)?;
+        return Ok((state, Bytes::from(stored)));
+    }
+    let schema = rows
+        .get(group, &rows::schema(fingerprint))
+        .map_err(|error| error.to_string())?
+        .ok_or_else(|| format!("its schema {fingerprint:016x} is not in the log"))?;
+    let schema = Schema::decode(&schema).map_err(|error| error.to_string())?;
+    let state = kind.upgrade(bytes, &schema)?;
+    let today = state.encode_into(kind.fingerprint().to_be_bytes().to_vec())?;
+    Ok((state, Bytes::from(today)))
 }
 
 impl Host {
@@ -102,7 +128,8 @@ impl Host {
                 let state = fresh(&**kind).map_err(|why| self.storage_fault("state", actor, &why))?;
                 (state, Bytes::new())
             }
-            Some(stored) => self.decode_state(actor, kind, stored)?,
+            Some(stored) => read_state(&*self.shared.rows, self.group, &**kind, stored)
+                .map_err(|why| self.storage_fault("state", actor, &why))?,
         };
         let act = Activation {
             kind: kind.clone(),
@@ -153,34 +180,6 @@ impl Host {
             |act: &Activation| act.idle(applied) && now.saturating_duration_since(act.last_used) >= idle;
         self.activations.retain(|_, act| !idle(act));
         self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
-    }
-
-    /// Decodes a stored state; one of an older schema is given back in today's form.
-    fn decode_state(
-        &self,
-        actor: &ActorId,
-        kind: &Arc<dyn Kind>,
-        stored: Vec<u8>,
-    ) -> Result<(Box<dyn State>, Bytes), Fault> {
-        let unreadable = |why: String| self.storage_fault("state", actor, &why);
-        let (fingerprint, bytes) = stored
-            .split_first_chunk::<FINGERPRINT_BYTES>()
-            .ok_or_else(|| unreadable("it is shorter than its fingerprint".into()))?;
-        let fingerprint = u64::from_be_bytes(*fingerprint);
-        if fingerprint == kind.fingerprint() {
-            let state = kind.decode(bytes).map_err(unreadable)?;
-            return Ok((state, Bytes::from(stored)));
-        }
-        let schema = self
-            .shared
-            .rows
-            .get(self.group, &rows::schema(fingerprint))
-            .map_err(|error| unreadable(error.to_string()))?
-            .ok_or_else(|| unreadable(format!("its schema {fingerprint:016x} is not in the log")))?;
-        let schema = Schema::decode(&schema).map_err(|error| unreadable(error.to_string()))?;
-        let state = kind.upgrade(bytes, &schema).map_err(unreadable)?;
-        let today = state.encode_into(kind.fingerprint().to_be_bytes().to_vec()).map_err(unreadable)?;
-        Ok((state, Bytes::from(today)))
     }
 
     /// The state after a turn, behind its fingerprint, and whether it differs from the last record's.

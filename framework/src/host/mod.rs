@@ -14,6 +14,7 @@ pub(crate) mod newcomers;
 mod owed;
 mod reads;
 mod reminders;
+pub(crate) mod stale;
 pub(crate) mod sweep;
 pub(crate) mod turns;
 mod unrecorded;
@@ -177,6 +178,8 @@ pub(crate) struct HostCounters {
     pub(crate) turns: AtomicU64,
     /// Reads answered.
     pub(crate) reads: AtomicU64,
+    /// Reads answered from rows that may have been behind.
+    pub(crate) stale_reads: AtomicU64,
     /// Turns undone by an error, a fault or a panic.
     pub(crate) undone: AtomicU64,
     /// Calls answered from kept replies.

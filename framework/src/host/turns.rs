@@ -33,6 +33,7 @@ use super::{
     STATE_BYTES_MAX, TurnDone, events,
 };
 use crate::actor::{Answer, Args, Finished, Format, Kind, Unusable, caught};
+use crate::app::Kinds;
 use crate::call::{Answered, LASTING};
 use crate::ctx::{Effects, TurnEnv};
 use crate::error::Fault;
@@ -103,6 +104,19 @@ pub(crate) enum Running {
     Write(Work),
     /// A read on a copy.
     Read(ReplyTo),
+}
+
+/// The kind of an actor and the number of a handler.
+pub(super) fn handler(kinds: &Kinds, actor: &ActorId, method: &str) -> Result<(Arc<dyn Kind>, usize), Fault> {
+    let kind = kinds.get(actor.kind())?;
+    match kind.methods().iter().position(|m| m.name == method) {
+        Some(position) => Ok((kind.clone(), position)),
+        None => Err(Fault::UnknownMethod {
+            kind: kind.name().to_owned(),
+            method: method.to_owned(),
+            known: kind.methods().iter().map(crate::actor::Method::signature).collect(),
+        }),
+    }
 }
 
 /// One epoch of one partition on its leader.
@@ -215,7 +229,7 @@ impl Host {
 
     fn answered(&self, answer: Answer) -> Answered {
         let node = Some(self.shared.node.clone());
-        Answered { answer, node, partition: Some(self.partition), retries: 0 }
+        Answered { answer, node, partition: Some(self.partition), retries: 0, age_ms: None }
     }
 
     fn refuse(&self, reply: ReplyTo, fault: Fault) {
@@ -231,7 +245,7 @@ impl Host {
             let actor = call.target.to_string();
             return self.refuse(reply, Fault::TimedOut { actor });
         }
-        let (kind, method) = match self.handler(&call.target, &call.method) {
+        let (kind, method) = match handler(&self.shared.kinds, &call.target, &call.method) {
             Ok(found) => found,
             Err(fault) => return self.refuse(reply, fault),
         };
@@ -291,18 +305,6 @@ impl Host {
             Ok(Some(reply)) => Ok(Known::Answered(reply.into())),
             Ok(None) => Ok(Known::Fresh),
             Err(error) => Err(self.storage_fault("kept reply", &call.target, &error)),
-        }
-    }
-
-    fn handler(&self, actor: &ActorId, method: &str) -> Result<(Arc<dyn Kind>, usize), Fault> {
-        let kind = self.shared.kinds.get(actor.kind())?;
-        match kind.methods().iter().position(|m| m.name == method) {
-            Some(position) => Ok((kind.clone(), position)),
-            None => Err(Fault::UnknownMethod {
-                kind: kind.name().to_owned(),
-                method: method.to_owned(),
-                known: kind.methods().iter().map(crate::actor::Method::signature).collect(),
-            }),
         }
     }
 
@@ -406,7 +408,7 @@ impl Host {
                 (message.method.as_str(), postcard_args(message), Vec::new(), request, self.patience())
             }
         };
-        let ready = self.handler(&actor, method).and_then(|(kind, method)| {
+        let ready = handler(&self.shared.kinds, &actor, method).and_then(|(kind, method)| {
             self.activate(&actor, &kind, matches!(work, Work::Call(..)))?;
             Ok((kind, method))
         });

@@ -34,6 +34,7 @@ impl Collector for NodeCollector {
         let mut counts = vec![
             ("perennial_turns", "Turns recorded by partitions led here", of(&hosts.turns)),
             ("perennial_reads", "Reads run by partitions led here", of(&hosts.reads)),
+            ("perennial_stale_reads", "Reads answered from rows that may be behind", of(&hosts.stale_reads)),
             ("perennial_turns_undone", "Turns undone by an error, a fault or a panic", of(&hosts.undone)),
             ("perennial_calls_repeated", "Calls answered from kept replies", of(&hosts.repeated)),
             ("perennial_calls_overloaded", "Calls refused because a line was full", of(&hosts.overloaded)),

@@ -30,7 +30,7 @@ use perennial_core::partition::Partition;
 use perennial_core::placement::{ClusterState, SystemCommand};
 use perennial_core::replication::{Proposal, StateMachine};
 use prometheus_client::registry::Registry;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -41,6 +41,7 @@ use crate::actor::BoxFuture;
 use crate::app::App;
 use crate::call::{ActorId, Actors, Answered, Caller, EventStream, EventsFrom, Outbound};
 use crate::clock::Clock;
+use crate::host::stale::{STALE_READS_MAX, StaleReads};
 use crate::host::{HostCounters, Hosts};
 use crate::link::tls::{self, Tls};
 use crate::link::{ClusterTransport, Control, Handlers, ItemStream, LinkConfig, LinkError, NodeTransport};
@@ -472,6 +473,14 @@ impl Inner {
             }
         });
         let replica = self.open_replica(me, machines).await.map_err(|e| chain(&e))?;
+        self.router.set_stale(StaleReads {
+            node: self.node.clone(),
+            kinds: self.app.kinds().clone(),
+            replica: replica.clone(),
+            clock: self.clock.clone(),
+            counters: self.counters.clone(),
+            running: Semaphore::new(STALE_READS_MAX),
+        });
         let groups = formed
             .groups_of(me)
             .map(|(group, replicas)| GroupConfig {

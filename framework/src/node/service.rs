@@ -21,9 +21,9 @@ use crate::link::{
     Admission, Control, ControlHandler, DoorLane, FRAME_BYTES_MAX, Facts, Hello, Lane, LinkConfig, LinkEvent,
     Peer, Refusal, Responder, Service, StreamSink, Unsent,
 };
-use crate::protocol::{Question, Response, RoutesAnswer, Stream, decode, encode};
+use crate::protocol::{CallRequest, Question, Response, RoutesAnswer, Stream, decode, encode};
 use crate::replica::{BulkRefused, Outbound};
-use crate::router::FOLLOWER_EVENTS_MAX;
+use crate::router::{FOLLOWER_EVENTS_MAX, Router};
 
 /// Pause between attempts to tell the cluster something.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -153,27 +153,18 @@ impl Service for NodeService {
             return reply.send(encode(&Response::Refused(fault)));
         }
         match question {
-            Question::Call(call) => {
-                let (router, target) = (inner.router.clone(), call.target.clone());
-                inner.router.call_here(
-                    call,
-                    Box::new(move |ended| {
-                        let response = match ended {
-                            Ended::Answered(answered) => Response::Ended(answered),
-                            Ended::NotLeader => match (router.hint(&target), router.cut_off(&target)) {
-                                (None, Some(fault)) => Response::Refused(fault),
-                                (hint, _) => Response::NotLeader(hint),
-                            },
-                        };
-                        let answer = encode(&response);
-                        reply.send(if answer.len() <= FRAME_BYTES_MAX {
-                            answer
-                        } else {
-                            too_large(&target, &answer)
-                        });
-                    }),
-                );
+            Question::Call(call) if call.stale_ms.is_some() => {
+                let router = inner.router.clone();
+                inner.runtime.spawn(async move {
+                    let target = call.target.clone();
+                    match router.read_here(call).await {
+                        Ok(answered) => reply.send(answer(&target, &Response::Ended(answered))),
+                        // Whoever leads has what is newest.
+                        Err(call) => call_here(&router, call, reply),
+                    }
+                });
             }
+            Question::Call(call) => call_here(&inner.router, call, reply),
             Question::Routes => {
                 let response = match routes(&inner) {
                     Some(routes) => Response::Routes(Box::new(routes)),
@@ -265,6 +256,30 @@ impl Service for NodeService {
             Peer::Client(_) => Bytes::new(),
         }
     }
+}
+
+/// Runs a call on the host here, or says who leads.
+fn call_here(router: &Arc<Router>, call: CallRequest, reply: Responder) {
+    let (asked, target) = (router.clone(), call.target.clone());
+    router.call_here(
+        call,
+        Box::new(move |ended| {
+            let response = match ended {
+                Ended::Answered(answered) => Response::Ended(answered),
+                Ended::NotLeader => match (asked.hint(&target), asked.cut_off(&target)) {
+                    (None, Some(fault)) => Response::Refused(fault),
+                    (hint, _) => Response::NotLeader(hint),
+                },
+            };
+            reply.send(answer(&target, &response));
+        }),
+    );
+}
+
+/// An answer as a link carries it.
+fn answer(target: &ActorId, response: &Response) -> Bytes {
+    let answer = encode(response);
+    if answer.len() <= FRAME_BYTES_MAX { answer } else { too_large(target, &answer) }
 }
 
 /// Why a question is not answered for this peer, if it is not. The client lane lets in whoever has a

@@ -18,6 +18,7 @@ use super::log::LogError;
 use super::metrics::ReplicaMetrics;
 use super::rows::{RowError, RowStore};
 use super::snapshot::{Chunk, ChunkError};
+use super::standing::{Standing, Standings};
 
 /// Why a chunk was not taken by a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -178,6 +179,7 @@ pub(crate) struct Shared {
     pub(crate) inputs: Arc<Inputs>,
     pub(crate) rows: Arc<dyn RowStore>,
     pub(crate) metrics: Arc<ReplicaMetrics>,
+    pub(crate) standings: Arc<Standings>,
     /// Cancelled at the very end.
     pub(crate) ended: CancellationToken,
     /// `None` for one that runs as tasks.
@@ -195,6 +197,11 @@ impl ReplicaHandle {
     #[must_use]
     pub fn rows(&self) -> Arc<dyn RowStore> {
         self.shared.rows.clone()
+    }
+
+    /// Where the rows of a group stand, if it is hosted here.
+    pub(crate) fn standing(&self, group: GroupId) -> Option<Arc<Standing>> {
+        self.shared.standings.of(group)
     }
 
     /// Counters of the replica.

@@ -31,6 +31,7 @@ mod notes;
 mod row_files;
 mod rows;
 mod snapshot;
+pub(crate) mod standing;
 mod stores;
 mod tasks;
 mod thread;

@@ -18,6 +18,7 @@ use super::inputs::{Input, Inputs};
 use super::metrics::ReplicaMetrics;
 use super::rows::RowStore;
 use super::snapshot::{RETRY, SendJob, Staging, stream};
+use super::standing::Standings;
 use super::stores::{Purge, Stores};
 use super::thread::{Replica, SEND_JOBS_MAX, caught, run_install_job, run_row_job, tell_end, told};
 use super::worker::{End, InstallJob, Jobs, MachineFactory, RowJob, Surroundings, Worker};
@@ -44,6 +45,7 @@ impl Replica {
     ) -> Result<ReplicaHandle, ReplicaFault> {
         let inputs = Arc::new(Inputs::default());
         let metrics = Arc::new(ReplicaMetrics::default());
+        let standings = Arc::new(Standings::default());
         let staging = Staging::open(None).map_err(ReplicaFault::Folder)?;
         let rows = stores.rows.clone();
         let ended = CancellationToken::new();
@@ -58,6 +60,7 @@ impl Replica {
             sink: sink.clone(),
             inputs: inputs.clone(),
             metrics: metrics.clone(),
+            standings: standings.clone(),
         };
         let worker = Worker::open_all(config, stores, staging, jobs, around).inspect_err(|_| rows.close())?;
         tokio::spawn(row_helper(row_jobs, rows.clone(), purger, inputs.clone(), pace.clone()));
@@ -67,6 +70,7 @@ impl Replica {
             inputs: inputs.clone(),
             rows: rows.clone(),
             metrics,
+            standings,
             ended: ended.clone(),
             thread: Mutex::default(),
         };

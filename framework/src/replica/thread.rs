@@ -18,6 +18,7 @@ use super::inputs::{Input, Inputs};
 use super::metrics::ReplicaMetrics;
 use super::rows::RowStore;
 use super::snapshot::{RETRY, SendJob, Staging, install, stream};
+use super::standing::Standings;
 use super::stores::{Purge, Stores};
 use super::worker::{InstallJob, Jobs, MachineFactory, RowJob, Surroundings, Worker};
 
@@ -41,6 +42,7 @@ impl Replica {
     ) -> Result<ReplicaHandle, ReplicaFault> {
         let inputs = Arc::new(Inputs::default());
         let metrics = Arc::new(ReplicaMetrics::default());
+        let standings = Arc::new(Standings::default());
         let stores = Stores::open(&config)?;
         let staging = config.dir.as_ref().map(|dir| dir.join("incoming"));
         let staging = Staging::open(staging.as_deref()).map_err(ReplicaFault::Folder)?;
@@ -57,6 +59,7 @@ impl Replica {
             sink: sink.clone(),
             inputs: inputs.clone(),
             metrics: metrics.clone(),
+            standings: standings.clone(),
         };
         let worker = match Worker::open_all(config, stores, staging, jobs, around) {
             Ok(worker) => worker,
@@ -74,6 +77,7 @@ impl Replica {
             inputs: inputs.clone(),
             rows: rows.clone(),
             metrics,
+            standings,
             ended: ended.clone(),
             thread: Mutex::default(),
         };

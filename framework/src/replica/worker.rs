@@ -5,7 +5,7 @@
 //! brings the inputs and the helpers. Each loop is bounded by the limits of its inputs and of the driver,
 //! so that ticks go on under load.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use super::log::LogError;
 use super::metrics::ReplicaMetrics;
 use super::rows::{GroupMeta, RowStore};
 use super::snapshot::{Arrived, Chunk, SendJob, StagedRows, Staging};
+use super::standing::{Standing, Standings};
 use super::stores::{LogStore, Stores};
 
 /// Makes the machine of a group, in its first state.
@@ -29,6 +30,11 @@ pub type MachineFactory = Box<dyn Fn(GroupId) -> Box<dyn StateMachine> + Send>;
 
 /// Checkpoints written in one loop; a machine's state may be large.
 const CHECKPOINTS_PER_LOOP: usize = 8;
+
+/// How often leaders are asked how far their logs are committed.
+const ROUND_EVERY: Duration = Duration::from_secs(1);
+/// Rounds whose answers are still taken.
+const ROUNDS_MAX: usize = 60;
 
 /// A group's replicated state on this node.
 struct Hosted {
@@ -39,6 +45,9 @@ struct Hosted {
     dirty: bool,
     /// Applied index of the last checkpoint that is durable.
     durable: LogIndex,
+    standing: Arc<Standing>,
+    /// Committed up to here at that time, and not applied yet.
+    committed: Option<(LogIndex, Instant)>,
 }
 
 /// Work for the helper that flushes rows.
@@ -87,6 +96,7 @@ pub(super) struct Surroundings {
     pub(super) sink: Arc<dyn GroupSink>,
     pub(super) inputs: Arc<Inputs>,
     pub(super) metrics: Arc<ReplicaMetrics>,
+    pub(super) standings: Arc<Standings>,
 }
 
 /// Now; in paused time that of the runtime.
@@ -106,6 +116,7 @@ pub(super) struct Worker {
     sink: Arc<dyn GroupSink>,
     inputs: Arc<Inputs>,
     metrics: Arc<ReplicaMetrics>,
+    standings: Arc<Standings>,
     /// Reused from loop to loop; empty between them.
     fx: Effects,
     frames: BTreeMap<MemberId, FrameWriter>,
@@ -124,6 +135,11 @@ pub(super) struct Worker {
     jobs: Jobs,
     next_tick: Instant,
     next_checkpoint: Instant,
+    next_round: Instant,
+    /// When leaders were asked how far their logs are committed, by the numbers of the rounds.
+    rounds: VecDeque<Instant>,
+    /// Number of the first of these.
+    first_round: u64,
 }
 
 impl Worker {
@@ -137,11 +153,14 @@ impl Worker {
         jobs: Jobs,
         around: Surroundings,
     ) -> Result<Self, ReplicaFault> {
-        let Surroundings { machines, outbound, sink, inputs, metrics } = around;
+        let Surroundings { machines, outbound, sink, inputs, metrics, standings } = around;
         let mut worker = Self {
             driver: Driver::new(config.driver.clone()),
             next_tick: now() + config.tick,
             next_checkpoint: now() + config.checkpoint_every,
+            next_round: now(),
+            rounds: VecDeque::new(),
+            first_round: 0,
             config,
             log: stores.log,
             rows: stores.rows,
@@ -151,6 +170,7 @@ impl Worker {
             sink,
             inputs,
             metrics,
+            standings,
             fx: Effects::default(),
             frames: BTreeMap::new(),
             staging,
@@ -198,7 +218,10 @@ impl Worker {
         }
         seed.applied = applied.0;
         self.driver.open_group(seed)?;
-        self.hosted.insert(group, Hosted { config, machine, applied, dirty: false, durable: applied.0 });
+        let standing = self.standings.add(group);
+        let durable = applied.0;
+        let hosted = Hosted { config, machine, applied, dirty: false, durable, standing, committed: None };
+        self.hosted.insert(group, hosted);
         Ok(())
     }
 
@@ -277,6 +300,15 @@ impl Worker {
         if now >= self.next_tick {
             self.driver.tick();
             self.next_tick = (self.next_tick + self.config.tick).max(now);
+        }
+        if now >= self.next_round {
+            self.next_round = now + ROUND_EVERY;
+            self.driver.ask_commit(self.first_round + self.rounds.len() as u64);
+            self.rounds.push_back(now);
+            if self.rounds.len() > ROUNDS_MAX {
+                self.rounds.pop_front();
+                self.first_round += 1;
+            }
         }
     }
 
@@ -416,7 +448,10 @@ impl Worker {
             told.push(group);
         }
         if !batch.is_empty() {
+            let changed: Vec<_> = batch.iter().filter_map(|(group, _)| self.hosted.get(group)).collect();
+            changed.iter().for_each(|hosted| hosted.standing.begin_change());
             self.rows.write(batch)?;
+            changed.iter().for_each(|hosted| hosted.standing.end_change());
         }
         ReplicaMetrics::add(&self.metrics.applied, entries_applied as u64);
         ReplicaMetrics::add(&self.metrics.row_ops, row_ops as u64);
@@ -431,14 +466,31 @@ impl Worker {
         Ok(())
     }
 
-    fn tell_applied(&self, group: GroupId) {
-        if let Some(Hosted { applied: (index, term), machine, .. }) = self.hosted.get(&group) {
+    fn tell_applied(&mut self, group: GroupId) {
+        if let Some(hosted) = self.hosted.get_mut(&group) {
+            if let Some((_, at)) = hosted.committed.take_if(|(index, _)| *index <= hosted.applied.0) {
+                hosted.standing.confirm(at);
+            }
+            let Hosted { applied: (index, term), machine, .. } = hosted;
             let event = GroupEvent::Applied { index: *index, term: *term, next_seq: machine.next_seq(*term) };
             self.sink.event(group, event);
         }
     }
 
-    fn tell(&self, group: GroupId, event: EpochEvent) {
+    /// A leader has said how far its log was committed when it was asked.
+    fn commit_is(&mut self, group: GroupId, index: LogIndex, round: u64) {
+        let Some(hosted) = self.hosted.get_mut(&group) else { return };
+        let asked = round.checked_sub(self.first_round).and_then(|nth| self.rounds.get(nth as usize));
+        let Some(&at) = asked else { return };
+        if index <= hosted.applied.0 {
+            hosted.standing.confirm(at);
+        } else {
+            // The first that is waited for stays: under load there is always a later one.
+            hosted.committed.get_or_insert((index, at));
+        }
+    }
+
+    fn tell(&mut self, group: GroupId, event: EpochEvent) {
         let event = match event {
             EpochEvent::LeaderIs { leader, term } => GroupEvent::LeaderIs { leader, term },
             EpochEvent::Opened { term } => {
@@ -449,6 +501,7 @@ impl Worker {
             EpochEvent::Closed { term } => GroupEvent::Closed { term },
             EpochEvent::Transferring { epoch, to } => GroupEvent::Transferring { epoch, to },
             EpochEvent::ReadConfirmed { epoch, ctx } => GroupEvent::ReadConfirmed { epoch, ctx },
+            EpochEvent::CommitIs { index, round } => return self.commit_is(group, index, round),
             EpochEvent::Refused { epoch, first_seq } => {
                 ReplicaMetrics::add(&self.metrics.proposals_refused, 1);
                 GroupEvent::Refused { epoch, first_seq }
@@ -502,6 +555,9 @@ impl Worker {
             unreachable!("Raft restores only snapshots whose rows have arrived")
         };
         self.installing.insert(order.group, (order, machine));
+        if let Some(hosted) = self.hosted.get(&order.group) {
+            hosted.standing.begin_change();
+        }
         let sent = self.jobs.install.send(InstallJob(order, rows, bytes));
         assert!(sent.is_ok(), "the install helper lives as long as the replica thread");
     }
@@ -515,6 +571,7 @@ impl Worker {
             hosted.applied = (order.index, order.term);
             hosted.dirty = false;
             hosted.durable = order.index;
+            hosted.standing.end_change();
         }
         ReplicaMetrics::add(&self.metrics.snapshots_installed, 1);
         self.driver.installed(group, &mut self.fx);

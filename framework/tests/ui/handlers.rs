@@ -24,6 +24,12 @@ impl Cart {
     pub fn sometimes(&self) {}
     pub fn events(&self) {}
     pub fn id(&self) {}
+    #[read(stale = "soon")]
+    pub fn soon(&self) {}
+    #[read(fresh)]
+    pub fn fresh(&self) {}
+    #[read(stale = "1s")]
+    pub fn late(&mut self) {}
 }
 
 fn main() {}

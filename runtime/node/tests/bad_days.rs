@@ -136,7 +136,7 @@ async fn a_leader_that_was_paused_never_answers_what_is_no_longer_true() {
     let cluster = started(spec(3, dir.path())).await;
     let client = cluster.client().await.unwrap();
     add_to_all(&client).await;
-    let (_, leader, _) = client.get::<Counter>(key(0)).get().timeout(CALL_MAX).detailed().await;
+    let leader = client.get::<Counter>(key(0)).get().timeout(CALL_MAX).detailed().await.node;
     let at = cluster.position(&leader.unwrap()).unwrap();
     let pid = cluster.pids()[at].unwrap();
     let gateway = cluster.http()[at].clone();

@@ -38,7 +38,8 @@ pub(crate) async fn run(launch: &Launch, args: CallArgs) -> Result<Exit, Command
             args: Args { format: Format::Json, bytes: arguments.to_string().into() },
             request,
             keyed: request.is_some(),
-            read_only: false,
+            read_only: args.stale.is_some(),
+            stale: args.stale.as_ref().map(|stale| stale.0),
             path: Vec::new(),
             deadline: Instant::now() + args.timeout.0,
         })
@@ -141,6 +142,7 @@ mod tests {
         name: "add",
         write: true,
         asynchronous: false,
+        stale_ms: 0,
         params: &[
             Param { name: "sku", ty: "String", schema: |_| Type::String },
             Param { name: "note", ty: "Option<String>", schema: |_| Type::Option(Box::new(Type::String)) },

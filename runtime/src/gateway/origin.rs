@@ -22,7 +22,9 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::Gate;
 use super::errors::Problem;
-use super::routes::{IDEMPOTENCY_KEY, LAST_EVENT_ID, NODE, PARTITION, RETRIES, TIMEOUT_MS, single};
+use super::routes::{
+    AGE_MS, IDEMPOTENCY_KEY, LAST_EVENT_ID, MAX_STALE_MS, NODE, PARTITION, RETRIES, TIMEOUT_MS, single,
+};
 
 /// How long a browser may remember that it may call.
 const PREFLIGHT_AGE_MAX: Duration = Duration::from_secs(600);
@@ -37,8 +39,15 @@ pub(super) fn cors(gate: &Arc<Gate>) -> CorsLayer {
             allowed(&gate.config.origins_allowed, origin, &request.headers)
         }))
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([AUTHORIZATION, CONTENT_TYPE, IDEMPOTENCY_KEY, LAST_EVENT_ID, TIMEOUT_MS])
-        .expose_headers([NODE, PARTITION, RETRIES, RETRY_AFTER])
+        .allow_headers([
+            AUTHORIZATION,
+            CONTENT_TYPE,
+            IDEMPOTENCY_KEY,
+            LAST_EVENT_ID,
+            MAX_STALE_MS,
+            TIMEOUT_MS,
+        ])
+        .expose_headers([AGE_MS, NODE, PARTITION, RETRIES, RETRY_AFTER])
         .max_age(PREFLIGHT_AGE_MAX)
 }
 

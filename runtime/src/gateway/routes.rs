@@ -41,6 +41,10 @@ pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Request header: the call's deadline in milliseconds from now.
 pub(super) const TIMEOUT_MS: HeaderName = HeaderName::from_static("perennial-timeout-ms");
+/// Request header: how far behind the answer of a read may be, in milliseconds.
+pub(super) const MAX_STALE_MS: HeaderName = HeaderName::from_static("perennial-max-stale-ms");
+/// Answer header: what was committed longer ago than this, in milliseconds, is in the answer.
+pub(super) const AGE_MS: HeaderName = HeaderName::from_static("perennial-age-ms");
 /// Answer header: the node that ran the turn.
 pub(super) const NODE: HeaderName = HeaderName::from_static("perennial-node");
 /// Answer header: the actor's partition.
@@ -181,6 +185,7 @@ async fn write(
         keyed: request.is_some(),
         request,
         read_only: false,
+        stale: None,
         path: Vec::new(),
         deadline: Instant::now() + timeout,
     };
@@ -203,6 +208,7 @@ async fn read(
     let target = ActorId::new(&kind, &key).map_err(Fault::from)?;
     caller.may(&gate, &kind, &key, &method)?;
     let timeout = timeout(&gate, &headers)?;
+    let stale = stale(&gate, &headers, &kind, &method)?;
     let call = gate.admit(&gate.calls, &caller.principal, 1)?;
     let bytes = arguments::from_query(gate.backend.app().kinds(), &kind, &method, &query_pairs(&uri)?)?;
     let outbound = Outbound {
@@ -212,6 +218,7 @@ async fn read(
         request: None,
         keyed: false,
         read_only: true,
+        stale,
         path: Vec::new(),
         deadline: Instant::now() + timeout,
     };
@@ -247,6 +254,9 @@ fn answer(answered: Answered, target: &ActorId, method: String) -> Response {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(RETRIES, answered.retries.into());
+    if let Some(age) = answered.age_ms {
+        headers.insert(AGE_MS, age.into());
+    }
     if let Some(partition) = answered.partition {
         headers.insert(PARTITION, partition.0.into());
     }
@@ -255,6 +265,21 @@ fn answer(answered: Answered, target: &ActorId, method: String) -> Response {
         headers.insert(NODE, name);
     }
     response
+}
+
+/// How old the answer of a read may be: as asked for, else as its handler says. 0 asks for the newest.
+fn stale(gate: &Gate, headers: &HeaderMap, kind: &str, method: &str) -> Result<Option<Duration>, Problem> {
+    let ms = match single(headers, &MAX_STALE_MS, "Perennial-Max-Stale-Ms")? {
+        Some(value) => value.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
+            Problem::BadHeader { name: "Perennial-Max-Stale-Ms", why: "must be a number".into() }
+        })?,
+        None => {
+            let kind = gate.backend.app().kinds().get(kind).ok();
+            let method = kind.and_then(|kind| kind.methods().iter().find(|known| known.name == method));
+            method.map_or(0, |method| method.stale_ms)
+        }
+    };
+    Ok((ms > 0).then(|| Duration::from_millis(ms)))
 }
 
 fn timeout(gate: &Gate, headers: &HeaderMap) -> Result<Duration, Problem> {

@@ -99,12 +99,13 @@ fn one(args: &Args, seed: u64) -> ExitCode {
 fn text(report: &Report) -> String {
     let faults: Vec<_> = report.faults.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
     let mut text = format!(
-        "seed {}: {} ms, {} nodes; {}\n{} calls acknowledged, {} of unknown outcome; {} leaderships, {} entries applied; digest {}",
+        "seed {}: {} ms, {} nodes; {}\n{} calls acknowledged, {} of them reads that may be behind, {} of unknown outcome; {} leaderships, {} entries applied; digest {}",
         report.seed,
         report.steps,
         report.nodes,
         faults.join(", "),
         report.acknowledged,
+        report.stale,
         report.unknown,
         report.epochs,
         report.applied,
@@ -128,6 +129,7 @@ struct Sum {
     steps: u64,
     faults: BTreeMap<String, u64>,
     acknowledged: u64,
+    stale: u64,
     unknown: u64,
     applied: u64,
     served_after: Vec<u64>,
@@ -183,6 +185,7 @@ fn add(sum: &mut Sum, seed: u64, outcome: Result<Report, String>) {
     };
     sum.steps += report.steps;
     sum.acknowledged += report.acknowledged;
+    sum.stale += report.stale;
     sum.unknown += report.unknown;
     sum.applied += report.applied;
     sum.served_after.extend(report.served_after);
@@ -205,11 +208,12 @@ fn verdict(args: &Args, mut sum: Sum) -> ExitCode {
     };
     let ms = |time: Option<&u64>| time.map_or("-".to_owned(), |ms| format!("{ms} ms"));
     println!(
-        "{} seeds, {} simulated minutes, {} faults, {} calls acknowledged, {} of unknown outcome, {} entries applied",
+        "{} seeds, {} simulated minutes, {} faults, {} calls acknowledged, {} of them reads that may be behind, {} of unknown outcome, {} entries applied",
         sum.seeds,
         sum.steps / 60_000,
         sum.faults.values().sum::<u64>(),
         sum.acknowledged,
+        sum.stale,
         sum.unknown,
         sum.applied
     );

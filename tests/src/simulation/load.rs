@@ -4,17 +4,19 @@
 //! a node. Calls follow from the seed and the answers.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use perennial::core::id::NodeId;
 use perennial::error::Applied;
 use perennial::link::{LinkConfig, MemoryHub};
-use perennial::{Actors, CallError, Client, Fault};
+use perennial::{Actors, CallError, Client, Detailed, Fault};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::time::Instant;
 
 use super::app::{Agent, Alarm, Counter, Payment, Purse};
+use super::invariants::stale::{Acknowledged, StaleRead};
 use crate::nemesis::history::{Action, Op, Outcome};
 
 /// Counters that clients call.
@@ -25,6 +27,8 @@ pub const OTHERS: u64 = 4;
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest pause of a client between calls, in milliseconds.
 const PAUSE_MS_MAX: u64 = 60;
+/// Longest time that a read may be behind, in milliseconds.
+const STALE_MS_MAX: u64 = 8000;
 /// Longest time until an alarm rings, in milliseconds.
 const ALARM_MS_MAX: u64 = 3000;
 
@@ -44,6 +48,10 @@ pub struct Told {
 pub struct Heard {
     /// Calls of counters.
     pub ops: Vec<Op>,
+    /// Sums of counters, in the order in which they were told.
+    pub sums: Vec<Acknowledged>,
+    /// Reads of counters that may be behind.
+    pub stale: Vec<StaleRead>,
     /// Payments asked of a purse.
     pub payments: Vec<Told>,
     /// Alarms asked for.
@@ -63,6 +71,7 @@ pub struct Shared {
     numbers: AtomicU64,
     stop: AtomicBool,
     heard: Mutex<Heard>,
+    begin: OnceLock<Instant>,
 }
 
 impl Shared {
@@ -74,6 +83,11 @@ impl Shared {
     /// Looks at what was heard.
     pub fn heard<T>(&self, look: impl FnOnce(&mut Heard) -> T) -> T {
         look(&mut self.heard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Time since this was asked for the first time.
+    fn now(&self) -> Duration {
+        self.begin.get_or_init(Instant::now).elapsed()
     }
 
     fn tick(&self) -> u64 {
@@ -119,8 +133,13 @@ pub async fn drive(client: Client, name: String, seed: u64, shared: Arc<Shared>)
         match random.random_range(0..10) {
             0..6 => {
                 let key = random.random_range(0..COUNTERS);
-                let action = if random.random_bool(0.4) { Action::Read } else { Action::Increment };
-                count(&client, &name, key, action, &shared).await;
+                if random.random_bool(0.3) {
+                    let within = Duration::from_millis(random.random_range(1..STALE_MS_MAX));
+                    read_stale(&client, key, within, &shared).await;
+                } else {
+                    let action = if random.random_bool(0.4) { Action::Read } else { Action::Increment };
+                    count(&client, &name, key, action, &shared).await;
+                }
             }
             6..8 => {
                 let from = format!("p{}", random.random_range(0..OTHERS));
@@ -162,6 +181,9 @@ pub async fn count(client: &Client, name: &str, key: usize, action: Action, shar
         Action::Read => counter.value().timeout(CALL_TIMEOUT).await,
     };
     let outcome = outcome(answer, |sum| sum, shared);
+    if let Outcome::Value(sum) = outcome {
+        shared.heard(|heard| heard.sums.push((key, sum, shared.now())));
+    }
     let op = Op {
         key,
         client: name.to_owned(),
@@ -174,6 +196,17 @@ pub async fn count(client: &Client, name: &str, key: usize, action: Action, shar
     };
     shared.heard(|heard| heard.ops.push(op));
     matches!(outcome, Outcome::Value(_))
+}
+
+/// Reads one counter as any node knows it, and records the answer of one that may be behind.
+async fn read_stale(client: &Client, key: usize, within: Duration, shared: &Shared) {
+    let called = shared.now();
+    let read = client.get::<Counter>(format!("c{key}")).value().stale(within).timeout(CALL_TIMEOUT);
+    let Detailed { result, age, .. } = read.detailed().await;
+    let outcome = outcome(result, |sum| sum, shared);
+    if let (Outcome::Value(value), Some(age)) = (outcome, age) {
+        shared.heard(|heard| heard.stale.push(StaleRead { key, called, within, age, value }));
+    }
 }
 
 /// What the actors say at the end.

@@ -74,6 +74,8 @@ pub struct Report {
     pub faults: BTreeMap<String, u64>,
     /// Calls acknowledged.
     pub acknowledged: u64,
+    /// Reads answered by a replica that may have been behind.
+    pub stale: u64,
     /// Calls of unknown outcome.
     pub unknown: u64,
     /// Leaders that began.
@@ -148,6 +150,7 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
         report.unexpected = std::mem::take(&mut heard.unexpected);
         let told = heard.payments.iter().chain(&heard.alarms).chain(&heard.relays).map(|told| told.outcome);
         let outcomes = heard.ops.iter().map(|op| op.outcome).chain(told);
+        report.stale = heard.stale.len() as u64;
         report.unknown = outcomes.filter(|outcome| *outcome == Outcome::Unknown).count() as u64;
     });
     let mut watching = lock(&world.watching);
@@ -248,6 +251,7 @@ fn finish(
     let results = shared.heard(|heard| {
         [
             invariants::linearizable(&heard.ops),
+            invariants::reads_are_no_older_than_they_say(&heard.stale, &heard.sums),
             invariants::every_payment_arrives_once(&heard.payments, &last),
             invariants::every_alarm_rings_once(&heard.alarms, &last),
             invariants::nested_calls_run_once(&heard.relays, &last),

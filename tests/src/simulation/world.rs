@@ -170,6 +170,8 @@ pub struct Running {
     node: Option<Node>,
     /// It does nothing, as after SIGSTOP.
     pub paused: bool,
+    /// How long it has stood still: its clock goes on meanwhile, and it finds out when it runs again.
+    behind: Duration,
 }
 
 /// One machine.
@@ -363,7 +365,8 @@ impl World {
         runtime.spawn(async move {
             let _ = started.send(Node::start_on(machine, app()).await);
         });
-        host.life = Life::Up(Box::new(Running { runtime, start, node: None, paused: false }));
+        host.life =
+            Life::Up(Box::new(Running { runtime, start, node: None, paused: false, behind: Duration::ZERO }));
     }
 
     /// Ends a machine's node at once; what its disk took stays.
@@ -398,7 +401,11 @@ impl World {
         for host in &mut self.hosts {
             let Life::Up(running) = &mut host.life else { continue };
             if running.paused {
+                running.behind += STEP;
                 continue;
+            }
+            if !running.behind.is_zero() {
+                running.runtime.block_on(tokio::time::advance(std::mem::take(&mut running.behind)));
             }
             host.lived += host.rate;
             let millis = host.lived / 1000;

@@ -336,6 +336,18 @@ impl Driver {
         }
     }
 
+    /// Asks the leaders of all groups how far their logs are committed; the answers come as
+    /// [`EpochEvent::CommitIs`] with the same `round`, from those that have a majority.
+    pub fn ask_commit(&mut self, round: u64) {
+        for (id, group) in &mut self.groups {
+            group.ask_commit(round);
+            if !group.queued {
+                group.queued = true;
+                self.dirty.push(*id);
+            }
+        }
+    }
+
     /// Hands a led group over to a member heard from lately that needs no snapshot. Returns whether that was begun;
     /// raft-rs gives up after an election time-out.
     pub fn transfer(&mut self, group: GroupId, to: MemberId) -> bool {

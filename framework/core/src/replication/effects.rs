@@ -139,6 +139,14 @@ pub enum EpochEvent {
         /// As given.
         ctx: u64,
     },
+    /// Everything committed before [`Driver::ask_commit`](super::Driver::ask_commit) was called is in the log up
+    /// to here.
+    CommitIs {
+        /// The commit index of a leader that was confirmed after the call.
+        index: LogIndex,
+        /// As given.
+        round: u64,
+    },
     /// A proposal was refused and the epoch is poisoned: no later proposal of it is accepted.
     Refused {
         /// The epoch of the proposal.

@@ -29,8 +29,10 @@ const APPEND_BYTES_MAX: u64 = 512 * 1024;
 const APPENDS_IN_FLIGHT_MAX: usize = 256;
 /// Entries handed out to be applied at once, in bytes.
 const APPLY_BYTES_MAX: u64 = 1024 * 1024;
-/// Bytes of a read context: epoch and the host's number.
+/// Bytes of a read context: epoch and the host's number, or who asks and the number of the round.
 const READ_CONTEXT_BYTES: usize = 16;
+/// Bit in front of a member in a context; no epoch counts that far.
+const ROUND: u64 = 1 << 63;
 /// Highest term and index taken from others. Counting never gets there; a forged one that did would leave
 /// no next one.
 const POSITION_MAX: u64 = 1 << 62;
@@ -105,6 +107,13 @@ impl Jitter {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((z ^ (z >> 31)) % limit as u64) as usize
     }
+}
+
+/// Whether a message is about a round of this member: one context in one entry, and nothing else.
+fn is_round(m: &RaftMessage, of: MemberId) -> bool {
+    let [entry] = &m.entries[..] else { return false };
+    let asker = entry.data.first_chunk::<8>().map(|asker| u64::from_be_bytes(*asker));
+    entry.data.len() == READ_CONTEXT_BYTES && asker == Some(ROUND | of.0) && entry.kind == EntryKind::Normal
 }
 
 /// Whether a follower receives a snapshot or has asked for one; its log may match all the same.
@@ -217,7 +226,7 @@ impl Group {
         if from == self.me || !self.tail().voters().contains(&from.0) {
             return Err(Dropped::Stranger);
         }
-        self.check(&message, with_rows)?;
+        self.check(from, &message, with_rows)?;
         let reached =
             (message.kind == MessageKind::AppendResponse && !message.reject).then_some(message.index);
         // raft-rs answers stale or unexpected messages with errors of no consequence here.
@@ -234,12 +243,16 @@ impl Group {
     }
 
     /// Keeps away from raft-rs what would make it panic or what it must not take from others.
-    fn check(&self, m: &RaftMessage, with_rows: bool) -> Result<(), Dropped> {
+    fn check(&self, from: MemberId, m: &RaftMessage, with_rows: bool) -> Result<(), Dropped> {
         let last = LogIndex(self.raw.raft.raft_log.last_index());
         let sound = match m.kind {
-            MessageKind::TransferLeader | MessageKind::ReadIndex | MessageKind::ReadIndexResponse => {
-                return Err(Dropped::Kind);
+            MessageKind::TransferLeader => return Err(Dropped::Kind),
+            // Who does not lead would pass it on.
+            MessageKind::ReadIndex if !self.leads() => return Err(Dropped::Kind),
+            MessageKind::ReadIndex => {
+                return if is_round(m, from) { Ok(()) } else { Err(Dropped::Implausible) };
             }
+            MessageKind::ReadIndexResponse => is_round(m, self.me),
             MessageKind::Snapshot if !with_rows => return Err(Dropped::Kind),
             MessageKind::TimeoutNow if self.tail().rows_lost() => return Err(Dropped::Kind),
             MessageKind::Append => {
@@ -327,10 +340,15 @@ impl Group {
     pub(crate) fn read_index(&mut self, epoch: Term, ctx: u64) {
         let open = self.epoch.as_ref().is_some_and(|e| e.term == epoch && e.opened && !e.poisoned);
         if open && !self.at_rest() {
-            let mut context = Vec::with_capacity(READ_CONTEXT_BYTES);
-            context.extend_from_slice(&epoch.0.to_be_bytes());
-            context.extend_from_slice(&ctx.to_be_bytes());
-            self.raw.read_index(context);
+            self.raw.read_index([epoch.0.to_be_bytes(), ctx.to_be_bytes()].concat());
+        }
+    }
+
+    /// Asks the leader how far the log is committed; the answer comes with the number of the round, or not
+    /// at all. Source: Ongaro's thesis, §6.4, for followers.
+    pub(crate) fn ask_commit(&mut self, round: u64) {
+        if !self.at_rest() && !self.tail().rows_lost() {
+            self.raw.read_index([(ROUND | self.me.0).to_be_bytes(), round.to_be_bytes()].concat());
         }
     }
 
@@ -549,7 +567,7 @@ impl Group {
             });
         }
         for read in ready.take_read_states() {
-            self.confirm(&read.request_ctx, fx);
+            self.confirm(LogIndex(read.index), &read.request_ctx, fx);
         }
         let late = ready.take_persisted_messages();
         let committed = ready.take_committed_entries();
@@ -603,12 +621,14 @@ impl Group {
         target.push(Outgoing { to, group: self.id, message });
     }
 
-    fn confirm(&self, context: &[u8], fx: &mut Effects) {
+    fn confirm(&self, index: LogIndex, context: &[u8], fx: &mut Effects) {
         let Some((term, ctx)) = context.split_first_chunk::<8>() else { return };
         let Ok(ctx) = ctx.try_into() else { return };
-        let epoch = Term(u64::from_be_bytes(*term));
-        if self.epoch.as_ref().is_some_and(|e| e.term == epoch && !e.poisoned) {
-            fx.events.push((self.id, EpochEvent::ReadConfirmed { epoch, ctx: u64::from_be_bytes(ctx) }));
+        let (epoch, ctx) = (Term(u64::from_be_bytes(*term)), u64::from_be_bytes(ctx));
+        if epoch.0 == ROUND | self.me.0 {
+            fx.events.push((self.id, EpochEvent::CommitIs { index, round: ctx }));
+        } else if self.epoch.as_ref().is_some_and(|e| e.term == epoch && !e.poisoned) {
+            fx.events.push((self.id, EpochEvent::ReadConfirmed { epoch, ctx }));
         }
     }
 

@@ -464,6 +464,97 @@ fn a_replica_without_rows_votes_once_its_leader_has_fallen_silent() {
     assert_eq!(net.status(M3).role, Role::Leader);
 }
 
+/// What a member heard of the round since it was last asked.
+fn commit_of(net: &mut Net, member: MemberId, round: u64) -> Option<LogIndex> {
+    net.events(member).into_iter().rev().find_map(|event| match event {
+        EpochEvent::CommitIs { index, round: asked } if asked == round => Some(index),
+        _ => None,
+    })
+}
+
+#[test]
+fn every_replica_learns_how_far_the_log_was_committed_when_it_asked() {
+    let mut net = Net::three(20);
+    let (leader, term) = net.elect();
+    net.propose(leader, term, 0, 5);
+    net.pump();
+    let committed = net.status(leader).commit;
+    for member in [M1, M2, M3] {
+        net.node(member).driver.ask_commit(7);
+    }
+    net.pump();
+    for member in [M1, M2, M3] {
+        assert_eq!(commit_of(&mut net, member, 7), Some(committed), "{member}");
+    }
+}
+
+#[test]
+fn a_leader_without_a_majority_tells_nobody_how_far_the_log_is_committed() {
+    let mut net = Net::three(21);
+    let (leader, term) = net.elect();
+    assert_eq!(leader, M1);
+    net.propose(leader, term, 0, 5);
+    net.pump();
+    // The second hears of the first alone; both are cut off from the third and do not know it yet.
+    net.cut_one_way(M2, M1);
+    net.isolate(M3);
+    net.node(M1).driver.ask_commit(1);
+    net.pump();
+    assert_eq!(commit_of(&mut net, M1, 1), None);
+    net.heal();
+    net.isolate(M1);
+    net.tick(60);
+    let (leader, term) = net.leader().unwrap();
+    assert_ne!(leader, M1);
+    net.propose(leader, term, 0, 5);
+    net.pump();
+    // The old leader's own answer is not heard by anybody now.
+    net.node(M1).driver.ask_commit(2);
+    net.pump();
+    assert_eq!(commit_of(&mut net, M1, 2), None);
+    let other = if leader == M2 { M3 } else { M2 };
+    net.node(other).driver.ask_commit(3);
+    net.pump();
+    assert_eq!(commit_of(&mut net, other, 3), Some(net.status(leader).commit));
+}
+
+#[test]
+fn rounds_of_others_and_malformed_ones_are_dropped() {
+    let mut net = Net::three(22);
+    let (leader, _) = net.elect();
+    assert_eq!(leader, M1);
+    let context = |asker: u64| [(1 << 63 | asker).to_be_bytes(), 1_u64.to_be_bytes()].concat();
+    let asked = |contexts: &[Vec<u8>]| {
+        let entry = |data: &Vec<u8>| WireEntry {
+            term: Term(0),
+            index: LogIndex(0),
+            kind: EntryKind::Normal,
+            data: data.clone().into(),
+        };
+        let entries = contexts.iter().map(entry).collect();
+        RaftMessage { entries, ..bare(MessageKind::ReadIndex, Term(0)) }
+    };
+    let driver = &mut net.node(M1).driver;
+    assert_eq!(driver.step(M2, G, asked(&[context(2)])), Ok(()));
+    for forged in [
+        asked(&[]),
+        asked(&[context(3)]),
+        asked(&[context(2), context(2)]),
+        asked(&[context(2)[..15].to_vec()]),
+        asked(&[[7_u64.to_be_bytes(), 1_u64.to_be_bytes()].concat()]),
+    ] {
+        assert_eq!(driver.step(M2, G, forged.clone()), Err(Dropped::Implausible), "{forged:?}");
+    }
+    let driver = &mut net.node(M2).driver;
+    assert_eq!(driver.step(M3, G, asked(&[context(3)])), Err(Dropped::Kind), "it does not lead");
+    let told = |asker| RaftMessage {
+        kind: MessageKind::ReadIndexResponse,
+        term: Term(1),
+        ..asked(&[context(asker)])
+    };
+    assert_eq!(driver.step(M1, G, told(3)), Err(Dropped::Implausible));
+}
+
 #[test]
 fn garbage_and_strangers_change_nothing() {
     let mut net = Net::three(15);
@@ -497,7 +588,7 @@ fn garbage_and_strangers_change_nothing() {
     assert_eq!(driver.step(MemberId(9), G, beat.clone()), Err(Dropped::Stranger));
     assert_eq!(driver.step(leader, G, beat.clone()), Err(Dropped::Stranger));
     assert_eq!(driver.step(M2, GroupId::of(PartitionId(0)), beat), Err(Dropped::NoGroup));
-    for kind in [MessageKind::TransferLeader, MessageKind::ReadIndex, MessageKind::Snapshot] {
+    for kind in [MessageKind::TransferLeader, MessageKind::Snapshot] {
         assert_eq!(driver.step(M2, G, message(kind)), Err(Dropped::Kind));
     }
     let mut append = message(MessageKind::Append);

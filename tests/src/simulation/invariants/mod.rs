@@ -13,6 +13,7 @@ pub mod messages;
 pub mod nested;
 pub mod once;
 pub mod payments;
+pub mod stale;
 pub mod watermark;
 
 use perennial::core::id::{GroupId, LogIndex, Term};
@@ -23,6 +24,7 @@ pub use convergence::replicas_agree;
 pub use firings::every_alarm_rings_once;
 pub use nested::nested_calls_run_once;
 pub use payments::every_payment_arrives_once;
+pub use stale::reads_are_no_older_than_they_say;
 
 /// An entry that a replica applies.
 pub struct Seen<'a> {

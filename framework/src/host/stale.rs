@@ -1,0 +1,149 @@
+//! Reads that any replica answers from its rows, if they are not too old.
+//!
+//! Owns the reading of rows that are being changed meanwhile. How old they are is what the replica knows of
+//! itself, see `replica/standing.rs`; nobody else is asked, so this works without a leader. Runs beside the
+//! hosts, not in them: no turn holds it up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use perennial_core::id::{GroupId, NodeId, PartitionId};
+use perennial_core::partition::rows;
+use tokio::sync::Semaphore;
+
+use super::activation::{fresh, read_state};
+use super::turns::handler;
+use super::{HostCall, HostCounters};
+use crate::actor::{Answer, Kind, State};
+use crate::app::Kinds;
+use crate::call::{Answered, Caller};
+use crate::clock::Clock;
+use crate::ctx::TurnEnv;
+use crate::error::Fault;
+use crate::replica::ReplicaHandle;
+use crate::replica::standing::Standing;
+
+/// Most reads of this kind that run on a node at a time.
+pub(crate) const STALE_READS_MAX: usize = 4096;
+/// How often rows that changed under a read are read again, before the leader is asked instead.
+const TRIES: usize = 4;
+
+/// See the module.
+pub(crate) struct StaleReads {
+    pub(crate) node: NodeId,
+    pub(crate) kinds: Kinds,
+    pub(crate) replica: ReplicaHandle,
+    pub(crate) clock: Clock,
+    pub(crate) counters: Arc<HostCounters>,
+    /// Places for [`STALE_READS_MAX`].
+    pub(crate) running: Semaphore,
+}
+
+impl StaleReads {
+    /// Answers a read from the rows here, if what they lack was all committed less than `within` ago.
+    /// `None`: somebody else has to be asked, and nothing is wrong with the call.
+    pub(crate) async fn read(
+        &self,
+        partition: PartitionId,
+        call: &HostCall,
+        within: Duration,
+        caller: Arc<dyn Caller>,
+    ) -> Option<Answered> {
+        let group = GroupId::of(partition);
+        let standing = self.replica.standing(group)?;
+        standing.view()?;
+        let (answer, age) = match self.answer(group, &standing, call, within, caller).await {
+            Ok(answered) => answered?,
+            Err(fault) => (Answer::Fault(fault), Duration::ZERO),
+        };
+        HostCounters::add(&self.counters.stale_reads, 1);
+        Some(Answered {
+            answer,
+            node: Some(self.node.clone()),
+            partition: Some(partition),
+            retries: 0,
+            age_ms: Some(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        })
+    }
+
+    async fn answer(
+        &self,
+        group: GroupId,
+        standing: &Standing,
+        call: &HostCall,
+        within: Duration,
+        caller: Arc<dyn Caller>,
+    ) -> Result<Option<(Answer, Duration)>, Fault> {
+        let (kind, method) = handler(&self.kinds, &call.target, &call.method)?;
+        let described = &kind.methods()[method];
+        if described.write {
+            let (kind, method) = (kind.name().to_owned(), described.name.to_owned());
+            return Err(Fault::NotARead { kind, method });
+        }
+        let Ok(_running) = self.running.try_acquire() else {
+            HostCounters::add(&self.counters.overloaded, 1);
+            return Err(Fault::Overloaded {
+                what: "the line of stale reads".into(),
+                at: format!("node {}", self.node),
+                limit: STALE_READS_MAX as u64,
+            });
+        };
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                tokio::task::yield_now().await;
+            }
+            let Some(view) = standing.view() else { continue };
+            let now = self.clock.instant();
+            let age = now.saturating_duration_since(view.as_of);
+            if age > within {
+                return Ok(None);
+            }
+            let mut state = match self.state(group, call, &*kind) {
+                Ok(state) => state,
+                // Rows that are being replaced may not fit together.
+                Err(_) if !standing.is_still(view) => continue,
+                Err(fault) => return Err(fault),
+            };
+            let finished = if described.asynchronous {
+                if !standing.is_still(view) {
+                    continue;
+                }
+                let turn = state.run_async(method, call.args.clone(), self.env(call, &caller));
+                match tokio::time::timeout_at(call.deadline.into(), turn).await {
+                    Ok((_, finished)) => finished,
+                    Err(_) => return Err(Fault::TimedOut { actor: call.target.to_string() }),
+                }
+            } else {
+                let finished = state.run(method, call.args.clone(), self.env(call, &caller));
+                if !standing.is_still(view) {
+                    continue;
+                }
+                finished
+            };
+            return Ok(Some((finished.answer, age)));
+        }
+        Ok(None)
+    }
+
+    fn state(&self, group: GroupId, call: &HostCall, kind: &dyn Kind) -> Result<Box<dyn State>, Fault> {
+        let rows = &*self.replica.rows();
+        let unreadable =
+            |why: String| Fault::Unreadable { what: "state".into(), at: call.target.to_string(), why };
+        match rows.get(group, &rows::state(&call.target)).map_err(|error| unreadable(error.to_string()))? {
+            None => fresh(kind).map_err(unreadable),
+            Some(stored) => Ok(read_state(rows, group, kind, stored).map_err(unreadable)?.0),
+        }
+    }
+
+    fn env(&self, call: &HostCall, caller: &Arc<dyn Caller>) -> TurnEnv {
+        TurnEnv {
+            me: call.target.clone(),
+            caller: caller.clone(),
+            path: call.path.clone(),
+            request: call.request,
+            lasting: false,
+            deadline: call.deadline,
+            now: self.clock.now(),
+        }
+    }
+}
