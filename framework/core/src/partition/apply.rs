@@ -8,8 +8,10 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::dead::{DeadIndex, DeadLetter, DeadTaken, KeptLetter, Origin};
 use super::dedup::{Dedup, Known};
 use super::record::{Batch, Cause, Keep, Message, Record, ReminderChange, Turn};
 use super::rows;
@@ -62,6 +64,7 @@ pub struct Partition {
     dedup: Dedup,
     outbox: BTreeMap<PartitionId, Line>,
     inbound: BTreeMap<PartitionId, u64>,
+    dead: DeadIndex,
 }
 
 impl Partition {
@@ -76,6 +79,7 @@ impl Partition {
             dedup: Dedup::default(),
             outbox: BTreeMap::new(),
             inbound: BTreeMap::new(),
+            dead: DeadIndex::default(),
         }
     }
 
@@ -135,6 +139,12 @@ impl Partition {
     #[must_use]
     pub fn applied_from(&self, from: PartitionId) -> u64 {
         self.inbound.get(&from).copied().unwrap_or(0)
+    }
+
+    /// Which dead letters are kept.
+    #[must_use]
+    pub fn dead(&self) -> &DeadIndex {
+        &self.dead
     }
 
     /// Whether the cluster has such a partition.
@@ -221,22 +231,83 @@ impl Partition {
                 let (from, _) = rows::events_after(actor, None, LogIndex(0));
                 out.push(|| RowOp::DeleteRange { from, to: rows::event(actor, *below, 0) });
             }
+            Record::Died(letter) => self.apply_death(letter, out),
+            Record::DeadTaken(taken) => self.apply_taken(taken, out),
         }
+    }
+
+    fn apply_death(&mut self, letter: &DeadLetter, out: &mut Rows<'_>) {
+        match &letter.origin {
+            Origin::Message { from, seq } => self.use_up(*from, *seq),
+            Origin::Reminder { name, due } => {
+                out.push(|| RowOp::Delete { key: rows::reminder_due(*due, &letter.from, name) });
+                out.push(|| RowOp::Delete { key: rows::reminder_name(&letter.from, name) });
+            }
+        }
+        let (number, gone) = self.dead.add(letter.size());
+        for oldest in gone {
+            out.push(|| RowOp::Delete { key: rows::dead(oldest) });
+        }
+        let at = self.time;
+        out.push(|| {
+            let kept = KeptLetter { at, letter: letter.clone() };
+            let value = postcard::to_stdvec(&kept).expect("a letter always encodes");
+            RowOp::Put { key: rows::dead(number), value }
+        });
+    }
+
+    fn apply_taken(&mut self, taken: &DeadTaken, out: &mut Rows<'_>) {
+        self.keep_reply(taken.request, taken.ack_below, taken.keep, &taken.reply, out);
+        // Who comes second finds nothing, and sends nothing.
+        if !self.dead.take(taken.number) {
+            return;
+        }
+        out.push(|| RowOp::Delete { key: rows::dead(taken.number) });
+        if let Some(item) = &taken.again {
+            self.put_in_line(&item.from, &item.message, out);
+        }
+    }
+
+    fn keep_reply(
+        &mut self,
+        request: RequestId,
+        ack_below: u64,
+        keep: Keep,
+        reply: &Bytes,
+        out: &mut Rows<'_>,
+    ) {
+        match keep {
+            Keep::UntilAcknowledged => self.dedup.keep(request, ack_below, reply.clone(), self.time),
+            Keep::Until(until) => {
+                out.push(|| RowOp::Put { key: rows::kept_reply(request), value: reply.to_vec() });
+                out.push(|| RowOp::Put { key: rows::kept_until(until, request), value: Vec::new() });
+            }
+        }
+    }
+
+    /// A message of a line is applied, or dead.
+    fn use_up(&mut self, from: PartitionId, seq: u64) {
+        let applied = self.inbound.entry(from).or_default();
+        *applied = (*applied).max(seq);
+    }
+
+    fn put_in_line(&mut self, from: &ActorId, message: &Message, out: &mut Rows<'_>) {
+        let to = partition_of(&message.target, self.partitions);
+        let line = self.outbox.entry(to).or_default();
+        line.last += 1;
+        out.push(|| {
+            let item = OutboxItem { from: from.clone(), message: message.clone() };
+            let value = postcard::to_stdvec(&item).expect("an outbox item always encodes");
+            RowOp::Put { key: rows::outbox(to, line.last), value }
+        });
     }
 
     fn apply_turn(&mut self, turn: &Turn, index: LogIndex, events: &mut u32, out: &mut Rows<'_>) {
         match &turn.cause {
-            Cause::Call { request, ack_below, keep: Keep::UntilAcknowledged, reply } => {
-                self.dedup.keep(*request, *ack_below, reply.clone(), self.time);
+            Cause::Call { request, ack_below, keep, reply } => {
+                self.keep_reply(*request, *ack_below, *keep, reply, out);
             }
-            Cause::Call { request, keep: Keep::Until(until), reply, .. } => {
-                out.push(|| RowOp::Put { key: rows::kept_reply(*request), value: reply.to_vec() });
-                out.push(|| RowOp::Put { key: rows::kept_until(*until, *request), value: Vec::new() });
-            }
-            Cause::Message { from, seq } => {
-                let applied = self.inbound.entry(*from).or_default();
-                *applied = (*applied).max(*seq);
-            }
+            Cause::Message { from, seq } => self.use_up(*from, *seq),
             Cause::Reminder { name, due } => {
                 out.push(|| RowOp::Delete { key: rows::reminder_due(*due, &turn.actor, name) });
                 out.push(|| RowOp::Delete { key: rows::reminder_name(&turn.actor, name) });
@@ -246,14 +317,7 @@ impl Partition {
             out.push(|| RowOp::Put { key: rows::state(&turn.actor), value: state.to_vec() });
         }
         for message in &turn.sends {
-            let to = partition_of(&message.target, self.partitions);
-            let line = self.outbox.entry(to).or_default();
-            line.last += 1;
-            out.push(|| {
-                let item = OutboxItem { from: turn.actor.clone(), message: message.clone() };
-                let value = postcard::to_stdvec(&item).expect("an outbox item always encodes");
-                RowOp::Put { key: rows::outbox(to, line.last), value }
-            });
+            self.put_in_line(&turn.actor, message, out);
         }
         for change in &turn.reminders {
             apply_reminder(&turn.actor, change, out);
@@ -328,7 +392,10 @@ impl Partition {
     /// Whether its numbers keep their rules and leave room to count on.
     fn is_plausible(&self) -> bool {
         let lines = self.outbox.values().all(|line| line.acked <= line.last && line.last <= COUNT_MAX);
-        lines && self.next_seq.0 <= COUNT_MAX && self.inbound.values().all(|seq| *seq <= COUNT_MAX)
+        lines
+            && self.dead.is_plausible(COUNT_MAX)
+            && self.next_seq.0 <= COUNT_MAX
+            && self.inbound.values().all(|seq| *seq <= COUNT_MAX)
     }
 }
 

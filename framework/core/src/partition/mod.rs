@@ -4,6 +4,7 @@
 //! rows. Never runs application code and never knows who leads.
 
 pub mod apply;
+pub mod dead;
 pub mod dedup;
 pub mod record;
 pub mod rows;
@@ -12,5 +13,6 @@ pub mod rows;
 mod tests;
 
 pub use apply::{Line, OutboxItem, Partition};
+pub use dead::{DeadLetter, KeptLetter, Origin};
 pub use dedup::Known;
 pub use record::{Batch, Record};

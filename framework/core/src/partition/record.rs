@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::dead::{DeadLetter, DeadTaken, Origin};
 use crate::id::{ActorId, LogIndex, PartitionId, RecordSeq, RequestId, SessionId, Term};
 use crate::time::Millis;
 
@@ -47,6 +48,10 @@ impl Batch {
                 });
                 cause.into_iter().chain(changes).all(|name| name.len() <= NAME_BYTES_MAX)
             }
+            Record::Died(letter) => match &letter.origin {
+                Origin::Reminder { name, .. } => name.len() <= NAME_BYTES_MAX,
+                Origin::Message { .. } => true,
+            },
             _ => true,
         })
     }
@@ -82,6 +87,10 @@ pub enum Record {
         /// The first index that stays.
         below: LogIndex,
     },
+    /// A message or reminder that cannot be applied is used up and becomes a dead letter.
+    Died(Box<DeadLetter>),
+    /// A dead letter is dropped or sent again.
+    DeadTaken(Box<DeadTaken>),
 }
 
 /// What one turn changed; all of it or nothing is applied.

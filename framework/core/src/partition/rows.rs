@@ -15,6 +15,7 @@ const REMINDER_DUE: u8 = b'R';
 const REMINDER_NAME: u8 = b'N';
 const EVENT: u8 = b'E';
 const SCHEMA: u8 = b'F';
+const DEAD: u8 = b'D';
 
 /// State of an actor.
 #[must_use]
@@ -181,6 +182,27 @@ pub fn schema(fingerprint: u64) -> Vec<u8> {
     let mut key = vec![SCHEMA];
     key.extend_from_slice(&fingerprint.to_be_bytes());
     key
+}
+
+/// A dead letter.
+#[must_use]
+pub fn dead(number: u64) -> Vec<u8> {
+    let mut key = vec![DEAD];
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+/// The dead letters above a number, as a range.
+#[must_use]
+pub fn dead_after(number: u64) -> (Vec<u8>, Vec<u8>) {
+    (dead(number.saturating_add(1)), vec![DEAD + 1])
+}
+
+/// Reads a key of [`dead`].
+#[must_use]
+pub fn read_dead(key: &[u8]) -> Option<u64> {
+    let (&DEAD, number) = key.split_first()? else { return None };
+    Some(u64::from_be_bytes(number.try_into().ok()?))
 }
 
 fn push_actor(key: &mut Vec<u8>, actor: &ActorId) {

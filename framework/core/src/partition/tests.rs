@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::apply::{ENTRY_BYTES_MAX, OutboxItem, Refusal, read_batch, read_meta};
+use super::dead::{DEAD_LETTERS_MAX, DeadLetter, DeadTaken, KeptLetter, Origin};
 use super::record::{Cause, Keep, Message, NAME_BYTES_MAX, ReminderChange, Turn};
 use super::{Batch, Known, Line, Partition, Record, rows};
 use crate::hash::{PartitionCount, partition_of};
@@ -354,7 +355,9 @@ fn a_checkpoint_that_no_log_leads_to_is_refused() {
         let sessions: Vec<(SessionId, u64)> = Vec::new();
         let outbox: Outbox = vec![(PartitionId(1), Line { last, acked })];
         let inbound = vec![(PartitionId(2), inbound)];
-        let meta = (partitions(), TERM, RecordSeq(next_seq), Millis(1), sessions, outbox, inbound);
+        // Without dead letters: none numbered, none kept, no bytes, none lost.
+        let dead = (0_u64, Vec::<(u64, u32)>::new(), 0_u64, 0_u64);
+        let meta = (partitions(), TERM, RecordSeq(next_seq), Millis(1), sessions, outbox, inbound, dead);
         read_meta(&postcard::to_stdvec(&meta).unwrap()).is_some()
     };
     assert!(read(0, 0, 0, 0) && read(3, 5, 5, 7) && read(MOST, MOST, 0, MOST));
@@ -363,4 +366,77 @@ fn a_checkpoint_that_no_log_leads_to_is_refused() {
         !read(MOST + 1, 5, 5, 7) && !read(3, MOST + 1, 5, 7) && !read(3, 5, 5, MOST + 1),
         "no room to count"
     );
+}
+
+fn letter(origin: Origin) -> DeadLetter {
+    let from = "Cart/bob".parse().unwrap();
+    DeadLetter {
+        from,
+        origin,
+        message: message("Cart/alice"),
+        code: "app".into(),
+        why: "no".into(),
+        tries: 1,
+    }
+}
+
+fn died(origin: Origin) -> Record {
+    Record::Died(Box::new(letter(origin)))
+}
+
+fn taken(seq: u64, number: u64, again: Option<OutboxItem>) -> Record {
+    let (keep, reply) = (Keep::UntilAcknowledged, Bytes::from_static(b"done"));
+    Record::DeadTaken(Box::new(DeadTaken { request: request(seq), ack_below: 0, keep, reply, number, again }))
+}
+
+#[test]
+fn a_message_that_dies_is_used_up_and_kept_in_one() {
+    let mut replica = Replica::new();
+    let origin = Origin::Message { from: PartitionId(2), seq: 1 };
+    let value = postcard::to_stdvec(&KeptLetter { at: Millis(100), letter: letter(origin.clone()) }).unwrap();
+    assert_eq!(replica.apply(vec![died(origin)]), [put(rows::dead(1), &value)]);
+    assert_eq!(replica.partition.applied_from(PartitionId(2)), 1);
+    assert!(replica.partition.dead().holds(1) && replica.partition.dead().len() == 1);
+    let reminder = Origin::Reminder { name: "tick".into(), due: Millis(5) };
+    let from: ActorId = "Cart/bob".parse().unwrap();
+    let rows_of_it = replica.apply(vec![died(reminder)]);
+    assert_eq!(rows_of_it[0], delete(rows::reminder_due(Millis(5), &from, "tick")));
+    assert_eq!(rows_of_it[1], delete(rows::reminder_name(&from, "tick")));
+    assert!(matches!(&rows_of_it[2..], [RowOp::Put { key, .. }] if *key == rows::dead(2)));
+    let read = rows::read_dead(&rows::dead(2));
+    assert_eq!(
+        (read, rows::read_dead(b"D"), rows::read_dead(&rows::outbox(stock(), 2))),
+        (Some(2), None, None)
+    );
+}
+
+#[test]
+fn a_dead_letter_is_sent_again_once() {
+    let mut replica = Replica::new();
+    replica.apply(vec![died(Origin::Message { from: PartitionId(2), seq: 1 })]);
+    let item = OutboxItem { from: "Cart/bob".parse().unwrap(), message: message("Stock/apples") };
+    let value = postcard::to_stdvec(&item).unwrap();
+    let sent = replica.apply(vec![taken(0, 1, Some(item.clone()))]);
+    assert_eq!(sent, [delete(rows::dead(1)), put(rows::outbox(stock(), 1), &value)]);
+    assert_eq!(replica.partition.look_up(request(0)), Known::Answered(Bytes::from_static(b"done")));
+    assert_eq!(replica.apply(vec![taken(1, 1, Some(item))]), [], "who comes second sends nothing");
+    assert_eq!(replica.partition.line(stock()), Line { last: 1, acked: 0 });
+    replica.apply(vec![died(Origin::Message { from: PartitionId(2), seq: 2 })]);
+    assert_eq!(replica.apply(vec![taken(2, 2, None)]), [delete(rows::dead(2))], "dropped");
+    assert!(replica.partition.dead().is_empty());
+}
+
+#[test]
+fn dead_letters_beyond_the_limit_take_the_place_of_the_oldest() {
+    let mut replica = Replica::new();
+    let origin = || Origin::Message { from: PartitionId(2), seq: 1 };
+    for _ in 0..DEAD_LETTERS_MAX {
+        replica.apply(vec![died(origin())]);
+    }
+    let rows_of_it = replica.apply(vec![died(origin())]);
+    assert_eq!((&rows_of_it[0], rows_of_it.len()), (&delete(rows::dead(1)), 2));
+    assert_eq!((replica.partition.dead().len(), replica.partition.dead().lost()), (DEAD_LETTERS_MAX, 1));
+    let mut restored = Partition::new(partitions());
+    assert_eq!(restored.restore(&replica.partition.checkpoint()), Ok(()));
+    assert_eq!(restored, replica.partition);
 }
