@@ -32,6 +32,10 @@ pub enum Format {
     Postcard,
     /// JSON, by name: at the edge.
     Json,
+    /// Of a message, within a node: arguments as postcard; of the answer only an error matters, which people
+    /// may have to read: JSON.
+    #[serde(skip)]
+    Message,
 }
 
 /// A handler's name, parameters and nature, known at compile time.
@@ -130,7 +134,7 @@ impl Args {
     /// [`Fault::BadArguments`] that says what the handler takes.
     pub fn decode<T: Arguments>(&self, kind: &str, method: &'static Method) -> Result<T, Fault> {
         let problem = match self.format {
-            Format::Postcard => {
+            Format::Postcard | Format::Message => {
                 let read = match method.guard() {
                     None => plain::<T>(&self.bytes),
                     Some(schema) => schema.read(&self.bytes).map_err(|error| error.to_string()),
@@ -172,6 +176,9 @@ pub enum Answer {
 impl Answer {
     /// Encodes a value (used by generated code).
     pub fn of_value<T: Data>(format: Format, value: T) -> Self {
+        if format == Format::Message {
+            return Self::Ok(Bytes::new());
+        }
         encode(format, &value).map_or_else(Self::Fault, Self::Ok)
     }
 
@@ -179,7 +186,13 @@ impl Answer {
     pub fn of_result<T: Data, E: Data>(format: Format, result: Result<T, E>) -> Self {
         match result {
             Ok(value) => Self::of_value(format, value),
-            Err(error) => encode(format, &error).map_or_else(Self::Fault, Self::App),
+            Err(error) => match encode(format, &error) {
+                Ok(bytes) => Self::App(bytes),
+                Err(_) if format == Format::Message => {
+                    Self::App(Bytes::from_static(b"an error that has no form in JSON"))
+                }
+                Err(fault) => Self::Fault(fault),
+            },
         }
     }
 
@@ -204,7 +217,7 @@ impl Answer {
 pub(crate) fn encode<T: Serialize>(format: Format, value: &T) -> Result<Bytes, Fault> {
     let encoded = match format {
         Format::Postcard => postcard::to_stdvec(value).map_err(|e| e.to_string()),
-        Format::Json => serde_json::to_vec(value).map_err(|e| e.to_string()),
+        Format::Json | Format::Message => serde_json::to_vec(value).map_err(|e| e.to_string()),
     };
     encoded.map(Bytes::from).map_err(|why| Fault::Unreadable {
         what: "value".into(),

@@ -31,10 +31,12 @@ impl Kinds {
     /// # Errors
     /// [`Fault::UnknownKind`], which lists the known ones.
     pub fn get(&self, kind: &str) -> Result<&Arc<dyn Kind>, Fault> {
-        self.by_name.get(kind).ok_or_else(|| Fault::UnknownKind {
-            kind: kind.to_owned(),
-            known: self.by_name.keys().map(|&k| k.to_owned()).collect(),
-        })
+        self.by_name.get(kind).ok_or_else(|| self.unknown(kind))
+    }
+
+    pub(crate) fn unknown(&self, kind: &str) -> Fault {
+        let known = self.by_name.keys().map(|&k| k.to_owned()).collect();
+        Fault::UnknownKind { kind: kind.to_owned(), known }
     }
 
     /// All of them, by name.
@@ -61,9 +63,11 @@ impl App {
     /// Adds an actor type.
     ///
     /// # Panics
-    /// When two types share a kind: calls could not be told apart.
+    /// When two types share a kind, or one has that of the framework's dead letters: calls could not be told
+    /// apart.
     #[must_use]
     pub fn actor<A: Actor>(mut self) -> Self {
+        assert!(A::KIND != crate::dead::KIND, "the kind {:?} is the framework's", A::KIND);
         let twice = self.kinds.by_name.insert(A::KIND, KindOf::<A>::shared()).is_some();
         assert!(!twice, "each kind is registered once, but {:?} is registered twice", A::KIND);
         self

@@ -13,6 +13,7 @@ use perennial_core::id::{ClusterId, NodeId};
 
 use crate::actor::BoxFuture;
 use crate::call::{ActorId, Actors, Answered, Caller, EventStream, EventsFrom, Outbound};
+use crate::dead::DeadLetters;
 use crate::error::Fault;
 use crate::host::Hosts;
 use crate::link::tls::{self, Tls};
@@ -108,6 +109,14 @@ impl Client {
         learn(&router, &links, first);
         tokio::spawn(refresh(Arc::downgrade(&router), links.clone()));
         Ok(Self { router, links })
+    }
+
+    /// Messages and reminders that could not be applied.
+    #[must_use]
+    pub fn dead_letters(&self) -> DeadLetters {
+        let routes = self.router.routes();
+        let partitions = routes.as_ref().map(|routes| routes.state().meta.partitions);
+        DeadLetters::new(self.caller(), partitions.expect("a client has learned the table as it connected"))
     }
 
     /// The cluster as some reachable node sees it.

@@ -143,6 +143,12 @@ pub enum Fault {
         /// Whom was called.
         actor: String,
     },
+    /// No dead letter has this name (any more).
+    #[error("there is no dead letter {id}: it was retried or dropped, or had to make room")]
+    NoDeadLetter {
+        /// Its name.
+        id: String,
+    },
 }
 
 impl Fault {
@@ -164,6 +170,7 @@ impl Fault {
             Self::Panicked { .. } => "panicked",
             Self::Unreadable { .. } => "unreadable",
             Self::Forgotten { .. } => "forgotten",
+            Self::NoDeadLetter { .. } => "no_dead_letter",
         }
     }
 
@@ -192,7 +199,7 @@ impl Fault {
     #[must_use]
     pub fn http_status(&self) -> u16 {
         match self {
-            Self::UnknownKind { .. } | Self::UnknownMethod { .. } => 404,
+            Self::UnknownKind { .. } | Self::UnknownMethod { .. } | Self::NoDeadLetter { .. } => 404,
             Self::BadArguments { .. } | Self::BadName(_) => 400,
             Self::NotARead { .. } => 405,
             Self::Cycle { .. } => 508,

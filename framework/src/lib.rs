@@ -74,6 +74,7 @@ pub mod client;
 mod clock;
 pub mod ctx;
 pub mod data;
+pub mod dead;
 pub mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

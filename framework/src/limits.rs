@@ -4,6 +4,7 @@
 //! gives. Limits of the gateway are in the runtime, those of links in [`crate::link::LinkConfig`].
 
 pub use perennial_core::id::{KEY_BYTES_MAX, KIND_BYTES_MAX, NODE_ID_BYTES_MAX};
+pub use perennial_core::partition::dead::{DEAD_LETTER_BYTES_MAX, DEAD_LETTERS_MAX};
 pub use perennial_core::partition::dedup::{KEPT_BYTES_MAX, SESSION_KEPT_BYTES_MAX, SESSION_SILENCE_MS_MAX};
 pub use perennial_core::partition::record::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
 

@@ -254,7 +254,7 @@ async fn a_repeat_under_an_idempotency_key_repeats_none_of_its_calls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_whose_turn_takes_too_long_is_dropped() {
+async fn a_message_whose_turn_takes_too_long_holds_up_nobody_for_ever() {
     let app = app().await;
     let sender = app.get::<Desk>("sender");
     sender.send_nap("b".into(), 60_000).await.unwrap();
@@ -264,7 +264,7 @@ async fn a_message_whose_turn_takes_too_long_is_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_whose_calls_always_time_out_is_dropped_in_the_end() {
+async fn a_message_whose_calls_always_time_out_is_given_up_in_the_end() {
     let app = app().await;
     let sender = app.get::<Desk>("sender");
     sender.send_ask_for_nap("b".into(), "sleeper".into()).await.unwrap();

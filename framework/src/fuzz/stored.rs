@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use perennial_core::hash::PartitionCount;
 use perennial_core::id::{ActorId, LogIndex, PartitionId, RecordSeq, RequestId, SessionId, Term};
-use perennial_core::partition::Partition;
 use perennial_core::partition::apply::read_meta;
+use perennial_core::partition::dead::DeadTaken;
 use perennial_core::partition::record::{Batch, Cause, Keep, Message, Record, ReminderChange, Turn};
 use perennial_core::partition::rows as keys;
+use perennial_core::partition::{DeadLetter, Origin, OutboxItem, Partition};
 use perennial_core::replication::StateMachine;
 use perennial_core::time::Millis;
 
@@ -21,6 +22,11 @@ fn actor() -> ActorId {
 
 fn message() -> Message {
     Message { target: actor(), method: "add".into(), args: Bytes::from_static(b"args") }
+}
+
+fn died(origin: Origin) -> Record {
+    let (code, why) = ("app".to_owned(), "refused".to_owned());
+    Record::Died(Box::new(DeadLetter { from: actor(), origin, message: message(), code, why, tries: 1 }))
 }
 
 /// One batch with every kind of record.
@@ -60,6 +66,16 @@ fn batch() -> Batch {
             Record::SessionsForgotten(vec![SessionId(8)]),
             Record::Schema { fingerprint: 5, schema: Bytes::from_static(b"schema") },
             Record::EventsTrimmed { actor: actor(), below: LogIndex(4) },
+            died(Origin::Message { from: PartitionId(1), seq: 2 }),
+            died(Origin::Reminder { name: "tock".into(), due: Millis(9) }),
+            Record::DeadTaken(Box::new(DeadTaken {
+                request,
+                ack_below: 0,
+                keep,
+                reply: Bytes::from_static(b"reply"),
+                number: 1,
+                again: Some(OutboxItem { from: actor(), message: message() }),
+            })),
         ],
     }
 }

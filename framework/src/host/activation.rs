@@ -143,7 +143,7 @@ impl Host {
             events: events::EVENTS_KEPT_MIN,
         };
         self.activations.insert(actor.clone(), act);
-        self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
+        self.gauges.resident.store(self.activations.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -179,7 +179,7 @@ impl Host {
         let idle =
             |act: &Activation| act.idle(applied) && now.saturating_duration_since(act.last_used) >= idle;
         self.activations.retain(|_, act| !idle(act));
-        self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
+        self.gauges.resident.store(self.activations.len() as u64, Ordering::Relaxed);
     }
 
     /// The state after a turn, behind its fingerprint, and whether it differs from the last record's.

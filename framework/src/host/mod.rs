@@ -8,6 +8,7 @@
 //! The ordering of outputs behind the commit is Durable Objects' output gate.
 
 mod activation;
+mod dead;
 pub(crate) mod events;
 mod lines;
 pub(crate) mod newcomers;
@@ -19,8 +20,9 @@ pub(crate) mod sweep;
 pub(crate) mod turns;
 mod unrecorded;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use dashmap::DashMap;
@@ -37,6 +39,7 @@ use crate::app::Kinds;
 use crate::call::{Answered, Caller, EventItem, EventsFrom};
 use crate::clock::Clock;
 use crate::error::Fault;
+use crate::link::lock;
 use crate::replica::RowStore;
 
 /// Most calls a partition takes at a time, queued, running or waiting for their commit.
@@ -200,6 +203,36 @@ pub(crate) struct HostCounters {
     pub(crate) new_actors_refused: AtomicU64,
     /// How many more may come into being.
     pub(crate) newcomers: newcomers::Newcomers,
+    /// Dead letters.
+    pub(crate) dead: DeadCounts,
+}
+
+/// Counts of dead letters.
+#[derive(Debug, Default)]
+pub(crate) struct DeadCounts {
+    by_code: Mutex<BTreeMap<&'static str, u64>>,
+    /// Gone because there were too many.
+    pub(crate) lost: AtomicU64,
+}
+
+impl DeadCounts {
+    fn count(&self, code: &'static str) {
+        *lock(&self.by_code).entry(code).or_default() += 1;
+    }
+
+    /// How many came to be, by the code of their reason.
+    pub(crate) fn by_code(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.by_code).clone()
+    }
+}
+
+/// What a host holds right now.
+#[derive(Debug, Default)]
+pub(crate) struct Gauges {
+    /// Activations in memory.
+    resident: AtomicU64,
+    /// Dead letters kept.
+    dead: AtomicU64,
 }
 
 impl HostCounters {
@@ -215,7 +248,7 @@ pub(crate) struct HostHandle {
     partition: PartitionId,
     mailbox: ActorRef<HostMessage>,
     calls: Arc<AtomicU64>,
-    resident: Arc<AtomicU64>,
+    gauges: Arc<Gauges>,
     counters: Arc<HostCounters>,
 }
 
@@ -246,7 +279,12 @@ impl HostHandle {
 
     /// Activations in memory.
     pub(crate) fn resident(&self) -> u64 {
-        self.resident.load(Ordering::Relaxed)
+        self.gauges.resident.load(Ordering::Relaxed)
+    }
+
+    /// Dead letters kept.
+    fn dead(&self) -> u64 {
+        self.gauges.dead.load(Ordering::Relaxed)
     }
 
     /// Ends the host; everything it owes is answered with "outcome unknown".
@@ -321,6 +359,11 @@ impl Hosts {
     pub(crate) fn resident(&self) -> u64 {
         self.by_partition.iter().map(|host| host.resident()).sum()
     }
+
+    /// Dead letters kept over all hosts.
+    pub(crate) fn dead(&self) -> u64 {
+        self.by_partition.iter().map(|host| host.dead()).sum()
+    }
 }
 
 /// What a new host is made from.
@@ -344,11 +387,11 @@ pub(crate) async fn start(
 ) -> Result<HostHandle, ractor::SpawnErr> {
     let (partition, epoch) = (opening.partition, opening.epoch);
     let calls = Arc::new(AtomicU64::new(0));
-    let resident = Arc::new(AtomicU64::new(0));
+    let gauges = Arc::<Gauges>::default();
     let counters = opening.shared.counters.clone();
-    let args = (opening, resident.clone());
+    let args = (opening, gauges.clone());
     let (mailbox, _) = ractor::Actor::spawn_linked(None, HostActor, args, supervisor).await?;
-    Ok(HostHandle { epoch, partition, mailbox, calls, resident, counters })
+    Ok(HostHandle { epoch, partition, mailbox, calls, gauges, counters })
 }
 
 struct HostActor;
@@ -356,14 +399,14 @@ struct HostActor;
 impl ractor::Actor for HostActor {
     type Msg = HostMessage;
     type State = Host;
-    type Arguments = (Opening, Arc<AtomicU64>);
+    type Arguments = (Opening, Arc<Gauges>);
 
     async fn pre_start(
         &self,
         myself: ActorRef<HostMessage>,
-        (opening, resident): Self::Arguments,
+        (opening, gauges): Self::Arguments,
     ) -> Result<Host, ActorProcessingErr> {
-        Ok(Host::new(opening, myself, resident))
+        Ok(Host::new(opening, myself, gauges))
     }
 
     async fn handle(

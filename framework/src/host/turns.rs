@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,7 +28,7 @@ use super::reads::Reads;
 use super::sweep::SWEEP_PERIOD;
 use super::unrecorded::Unrecorded;
 use super::{
-    Ended, HostCall, HostCounters, HostMessage, HostShared, MAILBOX_CALLS_MAX, Opening, ReplyTo,
+    Ended, Gauges, HostCall, HostCounters, HostMessage, HostShared, MAILBOX_CALLS_MAX, Opening, ReplyTo,
     STATE_BYTES_MAX, TurnDone, events,
 };
 use crate::actor::{Answer, Args, Finished, Format, Kind, Unusable, caught};
@@ -46,7 +45,7 @@ pub const NESTED_REPLY_KEEP_MS: u64 = 2 * 60 * 1000;
 /// How long a turn without a caller (a message, a reminder) may take.
 pub const UNATTENDED_TURN_MAX: Duration = Duration::from_secs(30);
 /// How long a message or reminder is tried again whose turn met a passing fault, such as an actor
-/// without a leader; then it is dropped. Shorter than the replies to its calls are kept.
+/// without a leader; then it is a dead letter. Shorter than the replies to its calls are kept.
 pub const UNATTENDED_RETRY_MAX: Duration = Duration::from_secs(20 * 60 * 60);
 /// How long it is tried again while nothing but time-outs of its calls come back.
 pub const UNATTENDED_TIMED_OUT_MAX: Duration = Duration::from_secs(10 * 60);
@@ -66,6 +65,8 @@ pub(crate) enum Work {
 /// Since when a message or reminder has been tried in vain, in this epoch.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Tries {
+    /// How often it was tried.
+    pub(super) count: u32,
     since: Option<Instant>,
     /// Since when its calls have done nothing but time out.
     timed_out_since: Option<Instant>,
@@ -129,7 +130,7 @@ pub(crate) struct Host {
     pub(super) epoch: Term,
     pub(super) shared: HostShared,
     pub(super) mailbox: ActorRef<HostMessage>,
-    pub(super) resident: Arc<AtomicU64>,
+    pub(super) gauges: Arc<Gauges>,
     /// The partition's meta state, ahead of the log.
     pub(super) spec: Partition,
     /// Records of this epoch below this one are applied.
@@ -163,16 +164,16 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(super) fn new(opening: Opening, mailbox: ActorRef<HostMessage>, resident: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(opening: Opening, mailbox: ActorRef<HostMessage>, gauges: Arc<Gauges>) -> Self {
         let mut spec = opening.meta;
         spec.open(opening.epoch);
-        Self {
+        let host = Self {
             partition: opening.partition,
             group: GroupId::of(opening.partition),
             epoch: opening.epoch,
             shared: opening.shared,
             mailbox,
-            resident,
+            gauges,
             spec,
             applied: RecordSeq(0),
             applied_index: opening.applied,
@@ -193,7 +194,9 @@ impl Host {
             forgetting: None,
             schemas: HashSet::default(),
             tasks: tokio::task::JoinSet::new(),
-        }
+        };
+        host.count_dead();
+        host
     }
 
     /// Takes up what the epoch before left: messages on their way and reminders.
@@ -227,12 +230,12 @@ impl Host {
         self.shared.clock.now().max(self.spec.time())
     }
 
-    fn answered(&self, answer: Answer) -> Answered {
+    pub(super) fn answered(&self, answer: Answer) -> Answered {
         let node = Some(self.shared.node.clone());
         Answered { answer, node, partition: Some(self.partition), retries: 0, age_ms: None }
     }
 
-    fn refuse(&self, reply: ReplyTo, fault: Fault) {
+    pub(super) fn refuse(&self, reply: ReplyTo, fault: Fault) {
         reply.end(Ended::Answered(self.answered(Answer::Fault(fault))));
     }
 
@@ -244,6 +247,9 @@ impl Host {
         if call.deadline <= self.shared.clock.instant() {
             let actor = call.target.to_string();
             return self.refuse(reply, Fault::TimedOut { actor });
+        }
+        if call.target.kind() == crate::dead::KIND {
+            return self.on_dead_call(call, reply);
         }
         let (kind, method) = match handler(&self.shared.kinds, &call.target, &call.method) {
             Ok(found) => found,
@@ -257,17 +263,26 @@ impl Host {
             let fault = Fault::NotARead { kind: kind.name().to_owned(), method: described.name.to_owned() };
             return self.refuse(reply, fault);
         }
+        if let Some((call, reply)) = self.unanswered(call, reply) {
+            self.begin_work(call.target.clone(), Work::Call(Box::new(call), reply));
+        }
+    }
+
+    /// A write that has to be carried out; nothing if it has its answer already, gets that of an attempt
+    /// before it, or is refused.
+    pub(super) fn unanswered(&mut self, call: HostCall, reply: ReplyTo) -> Option<(HostCall, ReplyTo)> {
         match self.known(&call) {
             Ok(Known::Fresh) => {
                 if let Some(answer) = self.unrecorded.get(call.request) {
                     HostCounters::add(&self.shared.counters.repeated, 1);
                     let answered = self.answered(answer.clone());
-                    return self.answer_as_read(reply, answered);
+                    self.answer_as_read(reply, answered);
+                    return None;
                 }
                 // It waits for a turn that has room already.
                 if let Some(joined) = self.joined.get_mut(&call.request) {
                     joined.push(reply);
-                    return;
+                    return None;
                 }
                 if !call.keyed && !self.spec.dedup().has_room(call.request.session, call.ack_below) {
                     HostCounters::add(&self.shared.counters.overloaded, 1);
@@ -276,22 +291,24 @@ impl Host {
                         at: format!("partition {}", self.partition),
                         limit: KEPT_BYTES_MAX as u64,
                     };
-                    return self.refuse(reply, fault);
+                    self.refuse(reply, fault);
+                    return None;
                 }
+                return Some((call, reply));
             }
             Ok(Known::Answered(bytes)) => {
                 HostCounters::add(&self.shared.counters.repeated, 1);
                 let answer = Answer::Ok(bytes);
                 let answered = self.answered(answer);
-                return self.answer_as_read(reply, answered);
+                self.answer_as_read(reply, answered);
             }
             Ok(Known::Forgotten) => {
                 let actor = call.target.to_string();
-                return self.refuse(reply, Fault::Forgotten { actor });
+                self.refuse(reply, Fault::Forgotten { actor });
             }
-            Err(fault) => return self.refuse(reply, fault),
+            Err(fault) => self.refuse(reply, fault),
         }
-        self.begin_work(call.target.clone(), Work::Call(Box::new(call), reply));
+        None
     }
 
     fn known(&self, call: &HostCall) -> Result<Known, Fault> {
@@ -397,7 +414,7 @@ impl Host {
                 let request = self.unattended("message", &actor, u64::from(from.0), *seq, "");
                 (
                     item.message.method.as_str(),
-                    postcard_args(&item.message),
+                    message_args(&item.message),
                     Vec::new(),
                     request,
                     self.patience(),
@@ -405,7 +422,7 @@ impl Host {
             }
             Work::Reminder { name, due, message, .. } => {
                 let request = self.unattended("reminder", &actor, due.0, 0, name);
-                (message.method.as_str(), postcard_args(message), Vec::new(), request, self.patience())
+                (message.method.as_str(), message_args(message), Vec::new(), request, self.patience())
             }
         };
         let ready = handler(&self.shared.kinds, &actor, method).and_then(|(kind, method)| {
@@ -552,7 +569,7 @@ impl Host {
     }
 
     /// The fault of a turn that sends to a partition which has too many messages to take already.
-    fn outbox_full(&self, effects: &Effects) -> Option<Fault> {
+    pub(super) fn outbox_full(&self, effects: &Effects) -> Option<Fault> {
         let mut targets = effects.sends.iter().map(|message| self.spec.partition_of(&message.target));
         let full = |to: &PartitionId| {
             let line = self.spec.line(*to);
@@ -567,8 +584,8 @@ impl Host {
         })
     }
 
-    /// The turn failed: its state is decoded anew. A message or reminder that its handler refuses is used
-    /// up all the same; one that met a passing fault is tried again, for a bounded time.
+    /// The turn failed: its state is decoded anew. A message or reminder that its handler refuses is a
+    /// dead letter; one that met a passing fault is tried again, for a bounded time.
     fn undo(&mut self, actor: ActorId, mut work: Work, answer: Answer) {
         HostCounters::add(&self.shared.counters.undone, 1);
         if let Some(act) = self.activations.get_mut(&actor) {
@@ -583,18 +600,15 @@ impl Host {
             Work::Call(..) => return self.end_unrecorded(work, answer),
             Work::Message { tries, .. } | Work::Reminder { tries, .. } => tries,
         };
+        tries.count = tries.count.saturating_add(1);
         match &answer {
             // Nothing is wrong with the message: it waits at the head of its line.
             Answer::Fault(fault) if tries.another(&actor, fault, now) => {
                 tracing::debug!(%actor, %fault, "a message or reminder is tried again");
                 return self.tell_after(UNATTENDED_RETRY_PAUSE, HostMessage::Again { actor, work });
             }
-            Answer::Fault(fault) if fault.retryable() => {
-                tracing::error!(%actor, %fault, "a message or reminder was tried for too long; it is dropped");
-            }
-            _ => tracing::warn!(%actor, ?answer, "a message or reminder failed; it is dropped"),
+            _ => self.bury(&actor, work, &answer),
         }
-        self.record(actor, work, answer, None, Effects::default());
     }
 
     /// Answers a call that left no record.
@@ -670,7 +684,7 @@ impl Host {
         }
     }
 
-    fn cause_of(&mut self, actor: &ActorId, work: Work, answer: Answer, owed: &mut Owed) -> Cause {
+    pub(super) fn cause_of(&mut self, actor: &ActorId, work: Work, answer: Answer, owed: &mut Owed) -> Cause {
         match work {
             Work::Call(call, reply) => {
                 let bytes = match &answer {
@@ -780,8 +794,8 @@ fn due_of(change: &ReminderChange) -> Option<Millis> {
     }
 }
 
-fn postcard_args(message: &Message) -> Args {
-    Args { format: Format::Postcard, bytes: message.args.clone() }
+fn message_args(message: &Message) -> Args {
+    Args { format: Format::Message, bytes: message.args.clone() }
 }
 
 fn too_large(what: &str, actor: &ActorId, bytes: usize, limit: usize) -> Fault {

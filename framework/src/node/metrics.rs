@@ -41,6 +41,11 @@ impl Collector for NodeCollector {
             ("perennial_messages", "Messages between actors applied", of(&hosts.messages)),
             ("perennial_reminders", "Reminders fired", of(&hosts.reminders)),
             ("perennial_events", "Events published", of(&hosts.events)),
+            (
+                "perennial_dead_letters_lost",
+                "Dead letters gone because there were too many",
+                of(&hosts.dead.lost),
+            ),
             ("perennial_batches", "Batches proposed", of(&hosts.batches)),
             ("perennial_actors_new", "Actors without a state that calls woke", of(&hosts.new_actors)),
             (
@@ -106,7 +111,15 @@ impl Collector for NodeCollector {
                 counter.encode(family.encode_family(&[("reason", reason.label())])?)?;
             }
         }
+        let help = "Messages and reminders that became dead letters, by the code of the reason";
+        let mut family =
+            encoder.encode_descriptor("perennial_dead_letters_made", help, None, MetricType::Counter)?;
+        for (reason, count) in hosts.dead.by_code() {
+            let counter = ConstCounter::new(count);
+            counter.encode(family.encode_family(&[("reason", reason)])?)?;
+        }
         let gauges = [
+            ("perennial_dead_letters", "Dead letters kept by partitions led here", inner.hosts.dead()),
             ("perennial_partitions_led", "Partitions led here", inner.hosts.len() as u64),
             ("perennial_activations", "Actors in memory here", inner.hosts.resident()),
             (

@@ -41,6 +41,7 @@ use crate::actor::BoxFuture;
 use crate::app::App;
 use crate::call::{ActorId, Actors, Answered, Caller, EventStream, EventsFrom, Outbound};
 use crate::clock::Clock;
+use crate::dead::DeadLetters;
 use crate::host::stale::{STALE_READS_MAX, StaleReads};
 use crate::host::{HostCounters, Hosts};
 use crate::link::tls::{self, Tls};
@@ -143,6 +144,10 @@ pub trait Backend: Caller {
     /// # Errors
     /// What it is waiting for.
     fn ready(&self) -> Result<(), String>;
+    /// Messages and reminders that could not be applied; `None` while there is no cluster.
+    fn dead_letters(&self) -> Option<DeadLetters> {
+        None
+    }
     /// The node's metrics; a gateway adds its own.
     fn metrics(&self) -> Arc<Mutex<Registry>>;
 }
@@ -644,6 +649,10 @@ impl Backend for Node {
     }
     fn ready(&self) -> Result<(), String> {
         status::ready(&self.inner)
+    }
+    fn dead_letters(&self) -> Option<DeadLetters> {
+        let partitions = self.inner.router.routes().as_ref()?.state().meta.partitions;
+        Some(DeadLetters::new(self.caller(), partitions))
     }
     fn metrics(&self) -> Arc<Mutex<Registry>> {
         self.inner.registry.clone()

@@ -18,6 +18,7 @@ use super::holds_messages;
 use crate::app::App;
 use crate::call::{Actors, Caller};
 use crate::clock::{Clock, WallClock};
+use crate::dead::DeadLetters;
 use crate::host::{self, HostCounters, HostMessage, HostShared, Hosts, Log, Opening};
 use crate::replica::{MemoryRows, RowStore};
 use crate::router::{Router, RouterCaller};
@@ -89,6 +90,13 @@ impl TestApp {
     pub async fn advance(&self, by: Duration) {
         tokio::time::sleep(by).await;
         self.settle().await;
+    }
+
+    /// Messages and reminders that could not be applied.
+    #[must_use]
+    pub fn dead_letters(&self) -> DeadLetters {
+        let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");
+        DeadLetters::new(self.caller(), partitions)
     }
 
     /// Waits until messages between actors that are on their way have arrived.

@@ -26,6 +26,7 @@ use crate::app::App;
 use crate::call::{Actors, Caller};
 use crate::client::Client;
 use crate::clock::{Clock, WallClock};
+use crate::dead::DeadLetters;
 use crate::link::{LinkConfig, MemoryHub};
 use crate::node::{Backend, Machine, Node};
 use crate::replica::Disk;
@@ -359,6 +360,12 @@ impl TestCluster {
     pub async fn settle(&self) {
         let world = &self.world;
         world.until(|| "messages are still on their way".to_owned(), || world.settled().then_some(())).await;
+    }
+
+    /// Messages and reminders that could not be applied.
+    #[must_use]
+    pub fn dead_letters(&self) -> DeadLetters {
+        DeadLetters::new(self.caller(), self.world.state.meta.partitions)
     }
 
     /// Another client, with a session of its own.
