@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use perennial::call::ActorId;
 use perennial::core::id::NodeId;
+use perennial::dead::DeadId;
 
+use crate::commands::dead::LISTED_DEFAULT;
 use crate::output::Output;
 use crate::settings::{ServeArgs, Span};
 
@@ -39,6 +41,8 @@ pub(crate) enum Command {
     Call(CallArgs),
     /// Show members, leaders and replicas
     Status(StatusArgs),
+    /// Show, retry or drop messages and reminders that could not be applied
+    Dead(DeadArgs),
     /// Measure calls per second, latency, idle cost and failover
     ///
     /// Without --cluster and --address it starts nodes of its own in a temporary folder.
@@ -154,6 +158,63 @@ pub(crate) struct StatusArgs {
     pub(crate) target: TargetArgs,
 }
 
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DeadArgs {
+    #[command(subcommand)]
+    pub(crate) what: DeadCommand,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum DeadCommand {
+    /// List dead letters, oldest first
+    List {
+        /// Only those for actors of this kind, or for this actor
+        #[arg(value_name = "KIND[/KEY]")]
+        which: Option<String>,
+        /// Most to list
+        #[arg(long, value_name = "N", default_value_t = LISTED_DEFAULT)]
+        limit: usize,
+        /// How to print them
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Show a dead letter with its arguments
+    Show {
+        /// Its id, as the list has it
+        #[arg(value_name = "ID")]
+        id: DeadId,
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Send messages again, each once, behind what is on its way to their receivers
+    Retry {
+        /// Ids, as the list has them
+        #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+        ids: Vec<DeadId>,
+        /// All of them
+        #[arg(long)]
+        all: bool,
+        /// With --all: only those for actors of this kind, or for this actor
+        #[arg(long = "for", value_name = "KIND[/KEY]", requires = "all")]
+        which: Option<String>,
+        /// How to print the result
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Drop dead letters: their messages are never applied
+    Drop {
+        /// Ids, as the list has them
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<DeadId>,
+        /// How to print the result
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+}
+
 /// What a benchmark does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BenchOp {
@@ -161,6 +222,8 @@ pub(crate) enum BenchOp {
     Inc,
     /// Linearizable reads
     Get,
+    /// Messages: each call has a counter send to counters that other nodes lead; messages are what counts
+    Send,
     /// Writes while leaders are killed again and again
     Failover,
 }
@@ -314,10 +377,22 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ),
     ("status", &["$ status", "$ status --partitions --watch", "$ status -o json | jq .members"]),
     (
+        "dead",
+        &[
+            "$ dead list",
+            "$ dead list Stock/tea --limit 10 -o json",
+            "$ dead show 17-3",
+            "$ dead retry 17-3",
+            "$ dead retry --all --for Stock",
+            "$ dead drop 17-3 17-4",
+        ],
+    ),
+    (
         "bench",
         &[
             "$ bench                              (starts three nodes in a temporary folder)",
             "$ bench --op get --clients 64",
+            "$ bench --op send --clients 256",
             "$ bench --hot --cluster .perennial/dev/cluster.toml",
             "$ bench --op failover --kills 10",
             "$ bench --idle --seconds 30",

@@ -35,6 +35,13 @@ impl Counter {
         self.value
     }
 
+    /// Has another counter add 1 so many times, by messages.
+    pub fn send(&mut self, ctx: &mut Ctx<Self>, to: String, count: u32) {
+        for _ in 0..count {
+            ctx.send(ctx.get::<Self>(&to).add(1));
+        }
+    }
+
     /// The number.
     pub fn get(&self) -> i64 {
         self.value
@@ -62,6 +69,11 @@ impl Prepared {
     /// `get()`.
     pub(crate) fn get() -> Self {
         Self { method: "get", args: encoded(&()) }
+    }
+
+    /// `send(to, count)`.
+    pub(crate) fn send(to: &str, count: u32) -> Self {
+        Self { method: "send", args: encoded(&(to, count)) }
     }
 
     /// Makes the call.
@@ -169,7 +181,8 @@ impl RunningLoad for RunningCounters {
     }
 }
 
-async fn read(client: &impl Caller, actor: &ActorId) -> Result<u64, Fault> {
+/// The number of a counter that nobody lets sink below zero.
+pub(crate) async fn read(client: &impl Caller, actor: &ActorId) -> Result<u64, Fault> {
     let unreadable = |why: String| Fault::Unreadable { what: "the value".into(), at: actor.to_string(), why };
     match Prepared::get().call(client, actor).await.answer {
         Answer::Ok(bytes) => {

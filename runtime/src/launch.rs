@@ -96,6 +96,7 @@ async fn run(launch: Launch, cli: Cli) -> Result<Exit, CommandError> {
         Command::Demo(args) => commands::demo::run(&launch, args).await,
         Command::Call(args) => commands::call::run(&launch, args).await,
         Command::Status(args) => commands::status::run(&launch, args).await,
+        Command::Dead(args) => commands::dead::run(&launch, args).await,
         Command::Bench(args) => commands::bench::run(&launch, args).await,
         Command::Cert(args) => commands::cert::run(&args),
         Command::Key(args) => commands::key::run(&args),

@@ -14,6 +14,7 @@
 
 mod arguments;
 mod auth;
+mod dead;
 mod errors;
 mod metrics;
 mod origin;

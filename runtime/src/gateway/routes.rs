@@ -30,8 +30,8 @@ use super::auth::{Caller, ClientAddress, Principal};
 use super::errors::Problem;
 use super::quota::Share;
 use super::{
-    AdminConfig, CALL_TIMEOUT_MAX, Gate, GatewayError, IDEMPOTENCY_KEY_BYTES_MAX, Limit, arguments, metrics,
-    origin, pages, pieces, sse,
+    AdminConfig, CALL_TIMEOUT_MAX, Gate, GatewayError, IDEMPOTENCY_KEY_BYTES_MAX, Limit, arguments, dead,
+    metrics, origin, pages, pieces, sse,
 };
 use crate::idempotency::keyed_request;
 
@@ -57,12 +57,14 @@ pub(super) const CALL: &str = "/v1/{kind}/{key}/{handler}";
 /// Path of event streams. No handler may be named `events`.
 pub(super) const EVENTS: &str = "/v1/{kind}/{key}/events";
 /// The routes, as a caller who took a wrong one is told.
-pub(super) const ROUTES: [&str; 9] = [
+pub(super) const ROUTES: [&str; 11] = [
     "POST /v1/{kind}/{key}/{handler}",
     "GET /v1/{kind}/{key}/{handler}",
     "GET /v1/{kind}/{key}/events",
     "GET /v1/kinds",
     "GET /v1/status",
+    "GET /v1/dead",
+    "GET /v1/dead/{id}",
     "GET /metrics",
     "GET /livez",
     "GET /readyz",
@@ -113,6 +115,8 @@ fn telling() -> Router<Arc<Gate>> {
         .route("/metrics", get(metrics::page))
         .route("/v1/status", get(status))
         .route("/v1/kinds", get(pages::kinds))
+        .route("/v1/dead", get(dead::list))
+        .route("/v1/dead/{id}", get(dead::show))
 }
 
 /// With what every port has. An `open` one is reached by every page of this machine's browsers.

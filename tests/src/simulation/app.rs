@@ -44,6 +44,7 @@ pub struct Payment {
 pub struct Purse {
     paid: Vec<Payment>,
     got: Vec<Payment>,
+    shut: bool,
 }
 
 #[actor]
@@ -56,9 +57,15 @@ impl Purse {
         number
     }
 
-    /// Takes a payment.
-    pub fn receive(&mut self, from: String, number: u64) {
+    /// Takes a payment. A purse that is shut refuses it, after it has changed what must not stay.
+    pub fn receive(&mut self, from: String, number: u64) -> Result<(), String> {
         self.got.push(Payment { other: from, number });
+        if self.shut { Err("shut".to_owned()) } else { Ok(()) }
+    }
+
+    /// Lets the purse refuse payments, or take them again.
+    pub fn set_shut(&mut self, shut: bool) {
+        self.shut = shut;
     }
 
     /// What was paid and what was got, in order.

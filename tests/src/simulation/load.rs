@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use perennial::core::id::NodeId;
+use perennial::dead::{DeadFilter, DeadLetter};
 use perennial::error::Applied;
 use perennial::link::{LinkConfig, MemoryHub};
 use perennial::{Actors, CallError, Client, Detailed, Fault};
@@ -24,7 +25,7 @@ pub const COUNTERS: usize = 4;
 /// Purses, and alarms, and agents.
 pub const OTHERS: u64 = 4;
 /// Deadline of a call.
-const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest pause of a client between calls, in milliseconds.
 const PAUSE_MS_MAX: u64 = 60;
 /// Longest time that a read may be behind, in milliseconds.
@@ -90,6 +91,11 @@ impl Shared {
         self.begin.get_or_init(Instant::now).elapsed()
     }
 
+    /// Whether the clients are to end.
+    pub fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     fn tick(&self) -> u64 {
         self.ticks.fetch_add(1, Ordering::Relaxed)
     }
@@ -109,7 +115,7 @@ pub async fn connect(hub: &MemoryHub, me: &NodeId, nodes: &[NodeId], link: &Link
     }
 }
 
-fn outcome<T>(answer: Result<T, Fault>, value: impl FnOnce(T) -> i64, shared: &Shared) -> Outcome {
+pub(super) fn outcome<T>(answer: Result<T, Fault>, value: impl FnOnce(T) -> i64, shared: &Shared) -> Outcome {
     match answer {
         Ok(answer) => {
             shared.heard(|heard| heard.acknowledged += 1);
@@ -129,7 +135,7 @@ fn outcome<T>(answer: Result<T, Fault>, value: impl FnOnce(T) -> i64, shared: &S
 /// Calls until it is told to stop.
 pub async fn drive(client: Client, name: String, seed: u64, shared: Arc<Shared>) {
     let mut random = StdRng::seed_from_u64(seed);
-    while !shared.stop.load(Ordering::Relaxed) {
+    while !shared.stopped() {
         match random.random_range(0..10) {
             0..6 => {
                 let key = random.random_range(0..COUNTERS);
@@ -210,7 +216,7 @@ async fn read_stale(client: &Client, key: usize, within: Duration, shared: &Shar
 }
 
 /// What the actors say at the end.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Books {
     /// Paid and got, by purse.
     pub purses: Vec<(String, Vec<Payment>, Vec<Payment>)>,
@@ -218,6 +224,8 @@ pub struct Books {
     pub alarms: Vec<(String, Vec<u64>, Vec<u64>)>,
     /// What an agent has done, and the sum of its counter.
     pub agents: Vec<(u64, i64, i64)>,
+    /// Dead letters.
+    pub dead: Vec<DeadLetter>,
 }
 
 /// Reads everything; `None` when one of the calls failed.
@@ -234,17 +242,19 @@ pub async fn read_books(client: &Client) -> Option<Books> {
         let sum = client.get::<Counter>(format!("n{number}")).value().timeout(CALL_TIMEOUT).await.ok()?;
         books.agents.push((number, done, sum));
     }
-    Some(books)
+    let dead = client.dead_letters().list(&DeadFilter::default(), usize::MAX).await;
+    books.dead = dead.letters;
+    dead.unanswered.is_empty().then_some(books)
 }
 
 impl Books {
-    /// Whether nothing is on its way any more.
+    /// Whether nothing is on its way any more, so many payments having been dropped.
     #[must_use]
-    pub fn are_settled(&self) -> bool {
+    pub fn are_settled(&self, dropped: usize) -> bool {
         let paid: usize = self.purses.iter().map(|(_, paid, _)| paid.len()).sum();
         let got: usize = self.purses.iter().map(|(_, _, got)| got.len()).sum();
         let set: usize = self.alarms.iter().map(|(_, set, _)| set.len()).sum();
         let rung: usize = self.alarms.iter().map(|(_, _, rung)| rung.len()).sum();
-        paid == got && set == rung
+        paid == got + self.dead.len() + dropped && set == rung
     }
 }

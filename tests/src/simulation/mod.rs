@@ -9,6 +9,7 @@ pub mod app;
 pub mod faults;
 pub mod invariants;
 pub mod load;
+pub mod operator;
 pub mod trace;
 pub mod world;
 
@@ -78,6 +79,9 @@ pub struct Report {
     pub stale: u64,
     /// Calls of unknown outcome.
     pub unknown: u64,
+    /// Payments that were dead letters at some time.
+    #[serde(default)]
+    pub died: u64,
     /// Leaders that began.
     pub epochs: u64,
     /// Entries applied, on all replicas together.
@@ -127,6 +131,12 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
             futures_util::future::join_all(driving).await;
         }));
     }
+    drivers.push(world.clients.spawn({
+        let (hub, link, ids) = (world.hub.clone(), world.link.clone(), world.ids());
+        let (shared, seed) = (shared.clone(), options.seed ^ 0xdead);
+        let me = NodeId::new("operator").expect("it is a node id");
+        async move { operator::operate(load::connect(&hub, &me, &ids, &link).await, seed, shared).await }
+    }));
     let mut faults = Faults::new(options.seed);
     let end = CALM_MS + options.faults_ms;
     while world.now < end && lock(&world.watching).violations.is_empty() {
@@ -222,12 +232,14 @@ fn finish(
     let books: Arc<Mutex<Option<Books>>> = Arc::default();
     let settling = {
         let (clients, books) = (clients.clone(), books.clone());
+        let deaths = lock(&world.watching).deaths.clone();
         world.clients.spawn(async move {
             futures_util::future::join_all(drivers).await;
             let client = lock(&clients)[0].clone();
             loop {
                 let read = load::read_books(&client).await;
-                let settled = read.as_ref().is_some_and(Books::are_settled);
+                let dropped = lock(&deaths).dropped.len();
+                let settled = read.as_ref().is_some_and(|books| books.are_settled(dropped));
                 if read.is_some() {
                     *lock(&books) = read;
                 }
@@ -248,15 +260,20 @@ fn finish(
     if !faults.live_until(world, SERVES_WITHIN_MS, || reading.is_finished()) {
         world.found(Err(format!("the counters cannot be read within {SERVES_WITHIN_MS} ms")));
     }
+    let deaths = lock(&world.watching).deaths.clone();
+    let deaths = lock(&deaths);
+    report.died = deaths.ever.len() as u64;
     let results = shared.heard(|heard| {
         [
             invariants::linearizable(&heard.ops),
             invariants::reads_are_no_older_than_they_say(&heard.stale, &heard.sums),
-            invariants::every_payment_arrives_once(&heard.payments, &last),
+            invariants::every_payment_arrives_once(&heard.payments, &last, &deaths),
+            invariants::dead_letters_are_those_of_the_log(&last, &deaths),
             invariants::every_alarm_rings_once(&heard.alarms, &last),
             invariants::nested_calls_run_once(&heard.relays, &last),
         ]
     });
+    drop(deaths);
     for result in results {
         world.found(result);
     }

@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::app::app;
-use super::invariants::{self, Invariant, Seen};
+use super::invariants::{self, Deaths, Invariant, Seen};
 use super::trace::Trace;
 
 /// Time of day when a simulation begins: 2026-01-01.
@@ -78,6 +78,8 @@ pub struct Watching {
     pub epochs: u64,
     /// Entries applied, on all replicas together.
     pub applied: u64,
+    /// What became of messages that were not applied.
+    pub deaths: Arc<Mutex<Deaths>>,
     invariants: Vec<Box<dyn Invariant>>,
     first: BTreeMap<GroupId, LogIndex>,
 }
@@ -274,12 +276,14 @@ impl World {
                 starts: 0,
             });
         }
+        let deaths = Arc::<Mutex<Deaths>>::default();
         let watching = Arc::new(Mutex::new(Watching {
             trace: Trace::new(loud),
             violations: Vec::new(),
             epochs: 0,
             applied: 0,
-            invariants: invariants::all(),
+            invariants: invariants::all(&deaths),
+            deaths,
             first: BTreeMap::new(),
         }));
         let link = LinkConfig::default();

@@ -3,7 +3,7 @@
 //! Calls are untyped with arguments encoded once, so that the generator costs little beside the client.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,11 +25,18 @@ const LATENCY_MICROS_MAX: u64 = 120_000_000;
 /// Pause of a client after a fault: a cluster that refuses at once is not asked in a tight loop.
 const REFUSED_PAUSE: Duration = Duration::from_millis(20);
 
-/// What to call.
-pub(super) struct Plan {
-    pub(super) clients: u32,
-    pub(super) keys: u32,
-    pub(super) read: bool,
+/// A call to make again and again.
+pub(super) struct Call {
+    pub(super) target: ActorId,
+    pub(super) prepared: Prepared,
+}
+
+impl Call {
+    /// Calls of so many counters.
+    pub(super) fn of_counters(keys: u32, prepared: &Prepared) -> Vec<Self> {
+        let call = |key| Self { target: counter(&format!("bench-{key}")), prepared: prepared.clone() };
+        (0..keys).map(call).collect()
+    }
 }
 
 /// What the calls showed.
@@ -58,6 +65,8 @@ struct Book {
     stopped: AtomicBool,
     latencies: Vec<Mutex<Histogram<u64>>>,
     errors: Mutex<BTreeMap<String, u64>>,
+    /// Calls acknowledged, whether measured or not.
+    acknowledged: AtomicU64,
 }
 
 impl Book {
@@ -70,6 +79,7 @@ impl Book {
             stopped: AtomicBool::new(false),
             latencies: std::iter::repeat_with(histogram).take(SHARES).collect(),
             errors: Mutex::default(),
+            acknowledged: AtomicU64::new(0),
         })
     }
 
@@ -78,6 +88,9 @@ impl Book {
         let started = Instant::now();
         let answered = prepared.call(client, target).await;
         let measuring = self.measuring.load(Ordering::Relaxed);
+        if matches!(answered.answer, Answer::Ok(_)) {
+            self.acknowledged.fetch_add(1, Ordering::Relaxed);
+        }
         match answered.answer {
             Answer::Fault(fault) => {
                 if measuring {
@@ -121,19 +134,18 @@ pub(super) struct Running {
 }
 
 /// Starts the clients, spread over the connections.
-pub(super) fn start(clients: &[Client], plan: &Plan) -> Running {
+pub(super) fn start(clients: &[Client], in_flight: u32, calls: Vec<Call>) -> Running {
     let book = Book::new(false);
-    let targets: Arc<[ActorId]> = (0..plan.keys).map(|key| counter(&format!("bench-{key}"))).collect();
-    let prepared = if plan.read { Prepared::get() } else { Prepared::add(1) };
+    let calls = Arc::new(calls);
     let mut tasks = JoinSet::new();
-    for number in 0..plan.clients as usize {
-        let (book, targets, prepared) = (Arc::clone(&book), Arc::clone(&targets), prepared.clone());
+    for number in 0..in_flight as usize {
+        let (book, calls) = (Arc::clone(&book), Arc::clone(&calls));
         let client = clients[number % clients.len()].clone();
         tasks.spawn(async move {
             let mut random = SmallRng::seed_from_u64(number as u64);
             while !book.stopped.load(Ordering::Relaxed) {
-                let target = &targets[random.random_range(0..targets.len())];
-                book.call(number, &client, &prepared, target).await;
+                let Call { target, prepared } = &calls[random.random_range(0..calls.len())];
+                book.call(number, &client, prepared, target).await;
             }
         });
     }
@@ -147,10 +159,11 @@ impl Running {
     }
 
     /// Waits for the calls in flight.
-    pub(super) async fn stop(mut self, seconds: f64) -> Figures {
+    /// Also gives how many calls were acknowledged since the start.
+    pub(super) async fn stop(mut self, seconds: f64) -> (Figures, u64) {
         self.book.stopped.store(true, Ordering::Relaxed);
         while self.tasks.join_next().await.is_some() {}
-        self.book.figures(seconds)
+        (self.book.figures(seconds), self.book.acknowledged.load(Ordering::Relaxed))
     }
 }
 

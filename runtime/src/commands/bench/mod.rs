@@ -5,6 +5,7 @@
 
 mod cost;
 mod load;
+mod sends;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,11 +16,12 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use self::cost::{NodeCost, Sampler};
-use self::load::{Figures, Plan};
+use self::load::{Call, Figures};
+use self::sends::{Pairs, Sends};
 use super::target::Target;
 use super::{Interrupts, Launch, READY_MAX, STOP_MAX, probe_for};
 use crate::cli::{BenchArgs, BenchOp, TargetArgs};
-use crate::counter::CounterLoad;
+use crate::counter::{CounterLoad, Prepared};
 use crate::exit::{CommandError, Exit};
 use crate::harness::{ClusterFile, ProcessCluster, kill_and_return, status_of};
 use crate::output::{self, Output, Progress, mebibytes, micros, table};
@@ -40,6 +42,8 @@ struct Report {
     keys: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     calls: Option<Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages: Option<Sends>,
     #[serde(skip_serializing_if = "Option::is_none")]
     failover: Option<Failovers>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,7 +83,8 @@ pub(crate) async fn run(launch: &Launch, args: BenchArgs) -> Result<Exit, Comman
     }
     let broken = report.failover.as_ref().is_some_and(|f| f.unanswered > 0 || !f.report.kept());
     let failed = report.calls.as_ref().is_some_and(|calls| calls.calls == 0);
-    Ok(if broken || failed { Exit::Failed } else { Exit::Ok })
+    let missing = report.messages.as_ref().is_some_and(|sends| sends.applied < sends.sent);
+    Ok(if broken || failed || missing { Exit::Failed } else { Exit::Ok })
 }
 
 /// The cluster that is measured. The processes go before their folder.
@@ -158,6 +163,7 @@ fn report(mode: &'static str, args: &BenchArgs, cost: cost::Cost) -> Report {
         connections: args.connections,
         keys: if args.hot { 1 } else { args.keys },
         calls: None,
+        messages: None,
         failover: None,
         resident: None,
         client_cpu_percent: cost.own_cpu_percent,
@@ -166,20 +172,41 @@ fn report(mode: &'static str, args: &BenchArgs, cost: cost::Cost) -> Report {
 }
 
 async fn calls(args: &BenchArgs, subject: &Subject, progress: &mut Progress) -> Result<Report, CommandError> {
-    let read = args.op == BenchOp::Get;
-    let plan = Plan { clients: args.clients, keys: if args.hot { 1 } else { args.keys }, read };
-    let running = load::start(&subject.clients, &plan);
+    let (client, keys) = (&subject.clients[0], if args.hot { 1 } else { args.keys });
+    let (mut pairs, mode) = match args.op {
+        BenchOp::Send => (Some(Pairs::of(&status_of(client).await?, keys)?), "send"),
+        BenchOp::Get => (None, "get"),
+        BenchOp::Inc | BenchOp::Failover => (None, "inc"),
+    };
+    let calls = match &mut pairs {
+        Some(pairs) => std::mem::take(&mut pairs.calls),
+        None if args.op == BenchOp::Get => Call::of_counters(keys, &Prepared::get()),
+        None => Call::of_counters(keys, &Prepared::add(1)),
+    };
+    let applied = async || match &pairs {
+        Some(pairs) => pairs.applied(client).await,
+        None => Ok(0),
+    };
+    let running = load::start(&subject.clients, args.clients, calls);
     progress.state(&format!("{} calls in flight: warming up for {} s", args.clients, args.warmup));
     tokio::time::sleep(Duration::from_secs(args.warmup.into())).await;
     let mut sampler = Sampler::new(&subject.file).await;
     progress.state(&format!("measuring for {} s", args.seconds));
+    let before = applied().await?;
     running.measure(true);
     tokio::time::sleep(Duration::from_secs(args.seconds.into())).await;
     running.measure(false);
+    let arrived = applied().await? - before;
     let cost = sampler.since_start().await;
-    let figures = running.stop(cost.seconds).await;
-    let mode = if read { "get" } else { "inc" };
-    Ok(Report { calls: Some(figures), ..report(mode, args, cost) })
+    let (figures, acknowledged) = running.stop(cost.seconds).await;
+    let messages = match &pairs {
+        Some(pairs) => {
+            progress.state("waiting for what is on its way");
+            Some(pairs.settle(client, acknowledged, arrived, cost.seconds).await?)
+        }
+        None => None,
+    };
+    Ok(Report { calls: Some(figures), messages, ..report(mode, args, cost) })
 }
 
 async fn idle(args: &BenchArgs, subject: &Subject, progress: &mut Progress) -> Result<Report, CommandError> {
@@ -278,6 +305,12 @@ fn show(report: &Report) {
             micros(calls.max_micros)
         ));
         facts.extend(calls.errors.iter().map(|(code, count)| (format!("failed with {code}"), *count)));
+    }
+    if let Some(sends) = &report.messages {
+        output::data(&format!(
+            "{:.0} messages/s applied at actors of other nodes, {} of each call; of {} sent {} are applied in the end",
+            sends.messages_per_s, sends.messages_of_a_call, sends.sent, sends.applied
+        ));
     }
     if let Some(failover) = &report.failover {
         output::data(&format!(

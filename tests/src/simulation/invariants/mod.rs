@@ -6,6 +6,7 @@
 pub mod agreement;
 pub mod answers;
 pub mod convergence;
+pub mod dead;
 pub mod firings;
 pub mod gapless;
 pub mod leaders;
@@ -16,11 +17,14 @@ pub mod payments;
 pub mod stale;
 pub mod watermark;
 
+use std::sync::{Arc, Mutex};
+
 use perennial::core::id::{GroupId, LogIndex, Term};
 use perennial::core::partition::record::{Batch, Record, Turn};
 
 pub use answers::linearizable;
 pub use convergence::replicas_agree;
+pub use dead::{Deaths, dead_letters_are_those_of_the_log};
 pub use firings::every_alarm_rings_once;
 pub use nested::nested_calls_run_once;
 pub use payments::every_payment_arrives_once;
@@ -43,9 +47,12 @@ pub struct Seen<'a> {
 }
 
 impl Seen<'_> {
+    fn records(&self) -> &[Record] {
+        self.batch.map(|batch| batch.records.as_slice()).unwrap_or_default()
+    }
+
     fn turns(&self) -> impl Iterator<Item = &Turn> {
-        let records = self.batch.map(|batch| batch.records.as_slice()).unwrap_or_default();
-        records.iter().filter_map(|record| match record {
+        self.records().iter().filter_map(|record| match record {
             Record::Turn(turn) => Some(&**turn),
             _ => None,
         })
@@ -71,9 +78,9 @@ pub trait Invariant: Send {
     }
 }
 
-/// All of them.
+/// All of them; what became of messages that were not applied is written down.
 #[must_use]
-pub fn all() -> Vec<Box<dyn Invariant>> {
+pub fn all(deaths: &Arc<Mutex<Deaths>>) -> Vec<Box<dyn Invariant>> {
     vec![
         Box::<agreement::Agreement>::default(),
         Box::<leaders::OneLeader>::default(),
@@ -82,5 +89,6 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<watermark::Watermark>::default(),
         Box::<messages::InOrder>::default(),
         Box::<firings::Firings>::default(),
+        Box::new(dead::Letters(deaths.clone())),
     ]
 }
