@@ -192,9 +192,23 @@ function showOrder(order, cents) {
   if ([...$("orders").children].some((item) => item.dataset.order === order)) return;
   const item = el("li", {}, el("span", {}, order), el("span", {}, money(cents)));
   item.dataset.order = order;
+  showStage(item, order);
   $("orders").prepend(item);
   while ($("orders").children.length > ORDERS_SHOWN) $("orders").lastElementChild.remove();
   $("orders-box").hidden = false;
+}
+
+/** Shows how far an order has come, until it is shipped or cancelled. */
+async function showStage(item, order) {
+  const words = { Paying: "paying…", Shipping: "shipping…", Shipped: "shipped" };
+  const reasons = { NoCredit: "cancelled: not enough money", TooLarge: "cancelled: too large for a parcel" };
+  for (let wait = 50; item.parentNode || wait === 50; wait = Math.min(2 * wait, SHELF_EVERY_MS)) {
+    const { value } = await cluster.read("Order", order, "receipt").catch(() => ({ value: null }));
+    const stage = value?.stage;
+    item.dataset.stage = reasons[stage?.Cancelled] ?? words[stage] ?? "";
+    if (stage === "Shipped" || stage?.Cancelled) return shelfSoon();
+    await new Promise((resolve) => setTimeout(resolve, wait));
+  }
 }
 
 /** Draws the lines anew, keeping the focus on the button that was pressed. */

@@ -1,4 +1,4 @@
-//! The cart: what somebody wants to buy, and the saga that moves it from the shelf to an order.
+//! The cart: what somebody wants to buy, and how it comes from the shelf into an order.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -150,16 +150,14 @@ impl Cart {
         Ok(self.changed(ctx))
     }
 
-    /// Turns the cart into an order and returns the order's key. The goods held become goods sold.
+    /// Turns the cart into an order and returns the order's key. Its goods stay held until the order is
+    /// shipped or cancelled; see [`Order`].
     pub fn checkout(&mut self, ctx: &mut Ctx<Self>) -> Result<String, CartError> {
         if self.lines.is_empty() {
             return Err(CartError::Empty);
         }
         let cents = self.total_cents();
         let lines = std::mem::take(&mut self.lines);
-        for (sku, line) in &lines {
-            ctx.send(ctx.get::<Stock>(sku).sell(line.qty));
-        }
         self.orders += 1;
         let order = format!("{}-{}", ctx.key(), self.orders);
         ctx.send(ctx.get::<Order>(&order).place(ctx.key().to_owned(), lines));

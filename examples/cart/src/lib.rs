@@ -1,15 +1,20 @@
-//! A shop on Perennial: carts, shelves and orders, and a page to shop with.
+//! A shop on Perennial: carts, shelves, orders, accounts and a depot, and a page to shop with.
 //!
-//! Owns three actor types and their page. Shows a saga in place of a transaction: [`Cart::add`] has a
-//! [`Stock`] set goods aside and confirms them with its own commit. [`CartLoad`] puts all of it under
+//! Owns five actor types and their page. Shows a saga in place of a transaction: [`Cart::add`] has a
+//! [`Stock`] set goods aside and confirms them with its own commit, and an [`Order`] has them paid and shipped,
+//! or takes everything back. [`CartLoad`] puts all of it under
 //! load and proves afterwards that nothing was lost or done twice.
 
+mod account;
 mod cart;
+mod depot;
 mod load;
 mod order;
 mod stock;
 
+pub use account::*;
 pub use cart::*;
+pub use depot::*;
 pub use load::CartLoad;
 pub use order::*;
 use perennial::{App, Asset};
@@ -18,7 +23,12 @@ pub use stock::*;
 /// Adds the shop's actors and its page, which is at `/cart/`.
 #[must_use]
 pub fn register(app: App) -> App {
-    app.actor::<Cart>().actor::<Stock>().actor::<Order>().page("cart", page)
+    app.actor::<Cart>()
+        .actor::<Stock>()
+        .actor::<Order>()
+        .actor::<Account>()
+        .actor::<Depot>()
+        .page("cart", page)
 }
 
 fn page(path: &str) -> Option<Asset> {

@@ -17,14 +17,16 @@ use perennial_runtime::workload::{
 };
 use tokio::task::JoinHandle;
 
-use crate::{Cart, CartRef, Level, Line, Order, Stock};
+use crate::{Account, Cart, CartRef, Level, Line, OPENING_CREDIT, Order, Receipt, Stage, Stock};
 
 /// Shelves that all shoppers share: few, so that many carts meet at each.
 const SHELVES: usize = 8;
 /// Pieces on each shelf; more than any run can take.
 const SHELF_PIECES: u32 = 1_000_000_000;
-/// A shopper checks out after this many pieces.
+/// A shopper checks out after this many pieces; each third time after more than fit into a parcel. As an account
+/// pays for a few orders only, all ways that an order can go are gone.
 const PIECES_PER_ORDER: u32 = 25;
+const PIECES_TOO_MANY: u32 = 45;
 /// Price of everything, in cents.
 const CENTS: u64 = 250;
 /// How long a shopper waits after a fault.
@@ -186,9 +188,10 @@ async fn shopper(ctx: LoadContext, number: usize) -> Ledger {
     let mut ledger = Ledger::new(format!("load-{:x}-{number}", ctx.seed));
     let id = ActorId::new(Cart::KIND, &ledger.key).expect("a short key is valid");
     let cart = ctx.client.get::<Cart>(&ledger.key);
-    let (mut step, mut pieces) = (number, 0);
+    let (mut step, mut pieces, mut orders) = (number, 0, 0);
     while !ctx.stop.is_cancelled() {
-        let failed = if pieces < PIECES_PER_ORDER {
+        let enough = if orders % 3 == 2 { PIECES_TOO_MANY } else { PIECES_PER_ORDER };
+        let failed = if pieces < enough {
             let shelf = step % SHELVES;
             step += 1;
             let answer = ctx.probe.call(&id, cart.add(shelf_key(ctx.seed, shelf), 1, CENTS)).await;
@@ -200,6 +203,7 @@ async fn shopper(ctx: LoadContext, number: usize) -> Ledger {
             let answer = ctx.probe.call(&id, cart.checkout()).await;
             let failed = answer.is_err();
             pieces = 0;
+            orders += 1;
             ledger.ordered(answer);
             failed
         };
@@ -214,7 +218,14 @@ async fn shopper(ctx: LoadContext, number: usize) -> Ledger {
 struct ReadBack {
     in_cart: [u64; SHELVES],
     in_orders: [u64; SHELVES],
+    /// Of these, in orders that were shipped.
+    shipped: [u64; SHELVES],
     orders: u32,
+    parcels: u32,
+    /// Orders that are neither shipped nor cancelled after a long wait.
+    unfinished: u32,
+    /// By how many cents the account does not agree with the orders.
+    cents_off: u64,
 }
 
 async fn read_back(ctx: &LoadContext, shopped: Shopped) -> Result<LoadReport, Fault> {
@@ -235,7 +246,7 @@ async fn read_back(ctx: &LoadContext, shopped: Shopped) -> Result<LoadReport, Fa
     let mut mismatches = 0;
     for (shelf, &stocked) in shopped.stocked.iter().enumerate() {
         let held = read.iter().map(|read| read.in_cart[shelf]).sum();
-        let sold = read.iter().map(|read| read.in_orders[shelf]).sum();
+        let sold = read.iter().map(|read| read.shipped[shelf]).sum();
         let (level, off) = settle_shelf(ctx, shelf, stocked, held, sold).await?;
         if off > 0 {
             let key = shelf_key(ctx.seed, shelf);
@@ -244,36 +255,74 @@ async fn read_back(ctx: &LoadContext, shopped: Shopped) -> Result<LoadReport, Fa
         }
         mismatches += off;
     }
-    let orders = read.iter().map(|read| u64::from(read.orders)).sum();
-    Ok(report.told("orders", orders).zero("stock mismatches", mismatches).zero("refused", refused))
+    let orders: u64 = read.iter().map(|read| u64::from(read.orders)).sum();
+    let parcels: u64 = read.iter().map(|read| u64::from(read.parcels)).sum();
+    let unfinished: u64 = read.iter().map(|read| u64::from(read.unfinished)).sum();
+    let cents_off = read.iter().map(|read| read.cents_off).sum();
+    Ok(report
+        .told("orders", orders)
+        .told("orders shipped", parcels)
+        .told("orders cancelled", orders - parcels - unfinished)
+        .zero("orders unfinished", unfinished)
+        .zero("stock mismatches", mismatches)
+        .zero("cents missing or too many", cents_off)
+        .zero("refused", refused))
 }
 
 async fn read_cart(ctx: &LoadContext, key: String) -> Result<ReadBack, Fault> {
     let cart: CartRef = ctx.client.get::<Cart>(&key);
     let in_cart = by_shelf(ctx.seed, &insist(|| cart.lines()).await?);
     let orders = insist(|| cart.orders()).await?;
-    let mut in_orders = [0; SHELVES];
+    let (mut in_orders, mut shipped) = ([0; SHELVES], [0; SHELVES]);
+    let (mut parcels, mut unfinished, mut cents) = (0, 0, 0);
     let deadline = Instant::now() + SETTLE_MAX;
     for number in 1..=orders {
         let order = ctx.client.get::<Order>(format!("{key}-{number}"));
-        // The message that places it may still be on its way; an order that never comes is missing.
-        let receipt = loop {
+        // Messages of it may still be on their way; an order that never comes is missing.
+        let receipt: Option<Receipt> = loop {
             let receipt = insist(|| order.receipt()).await?;
-            if receipt.is_some() || Instant::now() >= deadline {
+            let under_way = receipt
+                .as_ref()
+                .is_none_or(|receipt| matches!(receipt.stage, Stage::Paying | Stage::Shipping));
+            if !under_way || Instant::now() >= deadline {
                 break receipt;
             }
             tokio::time::sleep(SETTLE_PAUSE).await;
         };
-        let lines = receipt.map(|receipt| receipt.lines).unwrap_or_default();
-        for (sum, pieces) in in_orders.iter_mut().zip(by_shelf(ctx.seed, &lines)) {
-            *sum += pieces;
+        let lines = receipt.as_ref().map(|receipt| receipt.lines.clone()).unwrap_or_default();
+        let parcel = receipt.as_ref().is_some_and(|receipt| receipt.stage == Stage::Shipped);
+        parcels += u32::from(parcel);
+        cents += receipt.as_ref().filter(|_| parcel).map_or(0, |receipt| receipt.cents);
+        unfinished += u32::from(!matches!(
+            receipt.map(|receipt| receipt.stage),
+            Some(Stage::Shipped | Stage::Cancelled(_))
+        ));
+        for (shelf, pieces) in by_shelf(ctx.seed, &lines).into_iter().enumerate() {
+            in_orders[shelf] += pieces;
+            shipped[shelf] += if parcel { pieces } else { 0 };
         }
     }
-    Ok(ReadBack { in_cart, in_orders, orders })
+    let cents_off = settle_account(ctx, &key, cents).await?;
+    Ok(ReadBack { in_cart, in_orders, shipped, orders, parcels, unfinished, cents_off })
 }
 
 fn by_shelf(seed: u64, lines: &BTreeMap<String, Line>) -> [u64; SHELVES] {
     std::array::from_fn(|shelf| lines.get(&shelf_key(seed, shelf)).map_or(0, |line| line.qty.into()))
+}
+
+/// Waits until an account agrees with its orders; returns by how many cents it does not.
+async fn settle_account(ctx: &LoadContext, key: &str, cents: u64) -> Result<u64, Fault> {
+    let account = ctx.client.get::<Account>(key);
+    let deadline = Instant::now() + SETTLE_MAX;
+    loop {
+        let statement = insist(|| account.statement()).await?;
+        let all = statement.credit + statement.spent;
+        let off = statement.spent.abs_diff(cents) + all.abs_diff(OPENING_CREDIT);
+        if off == 0 || Instant::now() >= deadline {
+            return Ok(off);
+        }
+        tokio::time::sleep(SETTLE_PAUSE).await;
+    }
 }
 
 /// Waits until a shelf agrees with the carts and orders; returns how it stands in the end and by how
@@ -312,7 +361,8 @@ mod tests {
     fn read(pieces: u64, orders: u32) -> ReadBack {
         let mut in_cart = [0; SHELVES];
         in_cart[0] = pieces;
-        ReadBack { in_cart, in_orders: [0; SHELVES], orders }
+        let none = [0; SHELVES];
+        ReadBack { in_cart, in_orders: none, shipped: none, orders, parcels: 0, unfinished: 0, cents_off: 0 }
     }
 
     #[test]

@@ -37,9 +37,9 @@ pub struct Level {
     pub available: i64,
     /// Pieces under a ticket.
     pub pending: u64,
-    /// Pieces in carts.
+    /// Pieces in carts, and in orders that are not shipped yet.
     pub held: u64,
-    /// Pieces in orders.
+    /// Pieces in orders that were shipped.
     pub sold: u64,
 }
 
@@ -105,14 +105,14 @@ impl Stock {
         }
     }
 
-    /// A cart gives goods back.
+    /// A cart or an order gives goods back.
     pub fn release(&mut self, qty: u32) -> Result<(), StockError> {
         self.take_held(qty)?;
         self.available += i64::from(qty);
         Ok(())
     }
 
-    /// A cart became an order.
+    /// An order was shipped.
     pub fn sell(&mut self, qty: u32) -> Result<(), StockError> {
         self.take_held(qty)?;
         self.sold += u64::from(qty);

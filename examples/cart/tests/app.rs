@@ -6,8 +6,9 @@ use std::time::Duration;
 use perennial::prelude::*;
 use perennial::testing::TestApp;
 use perennial_example_cart::{
-    ABANDONED_AFTER, Cart, CartError, CartEvent, Level, Line, OPENING_STOCK, Order, QTY_MAX, Stock,
-    StockError, TICKET_VALID, register,
+    ABANDONED_AFTER, Account, Cancelled, Cart, CartError, CartEvent, DEPOT, Depot, Level, Line,
+    OPENING_CREDIT, OPENING_STOCK, Order, PARCEL_PIECES_MAX, QTY_MAX, Stage, Statement, Stock, StockError,
+    TICKET_VALID, register,
 };
 
 const STOCK: i64 = OPENING_STOCK as i64;
@@ -71,8 +72,46 @@ async fn a_checkout_sells_and_writes_an_order() {
     assert_eq!((cart.count().await, cart.orders().await), (Ok(0), Ok(1)));
     comes_to(&app, "tea", Level { available: STOCK - 2, sold: 2, ..Level::default() }).await;
     let receipt = app.get::<Order>("alice-1").receipt().await.unwrap().expect("the order was placed");
-    assert_eq!((receipt.cart.as_str(), receipt.cents), ("alice", 500));
+    assert_eq!((receipt.cart.as_str(), receipt.cents, receipt.stage), ("alice", 500, Stage::Shipped));
+    let statement = app.get::<Account>("alice").statement().await;
+    assert_eq!(statement, Ok(Statement { credit: OPENING_CREDIT - 500, spent: 500 }));
+    assert_eq!(app.get::<Depot>(DEPOT).parcels().await, Ok(1));
     assert_eq!(receipt.lines, BTreeMap::from([("tea".to_owned(), Line { qty: 2, cents: 250 })]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_that_cannot_be_paid_gives_its_goods_back() {
+    let app = shop().await;
+    let cart = app.get::<Cart>("alice");
+    cart.add("tea".into(), 2, OPENING_CREDIT).await.unwrap();
+    cart.checkout().await.unwrap();
+    comes_to(&app, "tea", Level { available: STOCK, ..Level::default() }).await;
+    let receipt = app.get::<Order>("alice-1").receipt().await.unwrap().unwrap();
+    assert_eq!(receipt.stage, Stage::Cancelled(Cancelled::NoCredit));
+    let account = app.get::<Account>("alice");
+    assert_eq!(account.statement().await, Ok(Statement { credit: OPENING_CREDIT, spent: 0 }));
+    // With enough money the next one goes through.
+    account.deposit(OPENING_CREDIT).await.unwrap();
+    cart.add("tea".into(), 2, OPENING_CREDIT).await.unwrap();
+    cart.checkout().await.unwrap();
+    comes_to(&app, "tea", Level { available: STOCK - 2, sold: 2, ..Level::default() }).await;
+    assert_eq!(account.statement().await, Ok(Statement { credit: 0, spent: 2 * OPENING_CREDIT }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_that_cannot_be_shipped_is_refunded_and_gives_its_goods_back() {
+    let app = shop().await;
+    let cart = app.get::<Cart>("alice");
+    cart.add("tea".into(), PARCEL_PIECES_MAX, 250).await.unwrap();
+    cart.add("pot".into(), 1, 350).await.unwrap();
+    cart.checkout().await.unwrap();
+    comes_to(&app, "tea", Level { available: STOCK, ..Level::default() }).await;
+    comes_to(&app, "pot", Level { available: STOCK, ..Level::default() }).await;
+    let receipt = app.get::<Order>("alice-1").receipt().await.unwrap().unwrap();
+    assert_eq!(receipt.stage, Stage::Cancelled(Cancelled::TooLarge));
+    let statement = app.get::<Account>("alice").statement().await;
+    assert_eq!(statement, Ok(Statement { credit: OPENING_CREDIT, spent: 0 }));
+    assert_eq!(app.get::<Depot>(DEPOT).parcels().await, Ok(0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,8 @@ use futures_util::stream::FuturesUnordered;
 use perennial::prelude::*;
 use perennial::testing::TestCluster;
 use perennial_example_cart::{
-    ABANDONED_AFTER, Cart, CartError, Level, OPENING_STOCK, Order, Stock, register,
+    ABANDONED_AFTER, Account, Cancelled, Cart, CartError, Level, OPENING_CREDIT, OPENING_STOCK, Order,
+    PARCEL_PIECES_MAX, Stage, Statement, Stock, register,
 };
 
 const STOCK: i64 = OPENING_STOCK as i64;
@@ -70,6 +71,59 @@ async fn purchases_survive_the_nodes_that_have_them() {
         let receipt = order.receipt().timeout(LONG).await.unwrap().expect("the order was placed");
         assert_eq!(receipt.cents, 250 * u64::from(PIECES));
     }
+}
+
+#[tokio::test]
+async fn an_order_comes_to_its_end_whichever_node_dies_on_the_way() {
+    const CUSTOMERS: usize = 12;
+    let cluster = TestCluster::start(3, shop()).await;
+    let key = |n: usize| format!("customer {n}");
+    cluster.get::<Stock>("tea").restock(1000).await.unwrap();
+    // A third cannot pay, a third orders too much for a parcel, a third gets what it wants.
+    let pieces = |n: usize| if n % 3 == 1 { PARCEL_PIECES_MAX + 1 } else { 2 };
+    let cents = |n: usize| if n.is_multiple_of(3) { OPENING_CREDIT } else { 100 };
+    for n in 0..CUSTOMERS {
+        let cart = cluster.get::<Cart>(key(n));
+        cart.add("tea".into(), pieces(n), cents(n)).timeout(LONG).await.unwrap();
+    }
+    for n in 0..CUSTOMERS {
+        let order = cluster.get::<Cart>(key(n)).checkout().timeout(LONG).await.unwrap();
+        let victim = match n % 4 {
+            0 => Some(cluster.owner::<Order>(&order).await),
+            2 => Some(cluster.owner::<Account>(key(n)).await),
+            _ => None,
+        };
+        if let Some(victim) = victim {
+            cluster.kill(victim);
+            cluster.restart(victim).await;
+        }
+    }
+    cluster.settle().await;
+    let mut sold = 0;
+    for n in 0..CUSTOMERS {
+        let order = cluster.get::<Order>(format!("{}-1", key(n)));
+        let receipt = order.receipt().timeout(LONG).await.unwrap().expect("the order was placed");
+        let statement = cluster.get::<Account>(key(n)).statement().timeout(LONG).await.unwrap();
+        let spent = match n % 3 {
+            0 => {
+                assert_eq!(receipt.stage, Stage::Cancelled(Cancelled::NoCredit), "customer {n}");
+                0
+            }
+            1 => {
+                assert_eq!(receipt.stage, Stage::Cancelled(Cancelled::TooLarge), "customer {n}");
+                0
+            }
+            _ => {
+                assert_eq!(receipt.stage, Stage::Shipped, "customer {n}");
+                sold += 2;
+                200
+            }
+        };
+        assert_eq!(statement, Statement { credit: OPENING_CREDIT - spent, spent }, "customer {n}");
+    }
+    let level = cluster.get::<Stock>("tea").level().timeout(LONG).await;
+    let all = STOCK + 1000;
+    assert_eq!(level, Ok(Level { available: all - sold as i64, sold, ..Level::default() }));
 }
 
 #[tokio::test]
