@@ -162,8 +162,6 @@ pub(crate) struct StatusArgs {
 pub(crate) struct DeadArgs {
     #[command(subcommand)]
     pub(crate) what: DeadCommand,
-    #[command(flatten)]
-    pub(crate) target: TargetArgs,
 }
 
 #[derive(Debug, Clone, Subcommand)]
@@ -179,6 +177,8 @@ pub(crate) enum DeadCommand {
         /// How to print them
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
+        #[command(flatten)]
+        target: TargetArgs,
     },
     /// Show a dead letter with its arguments
     Show {
@@ -188,21 +188,22 @@ pub(crate) enum DeadCommand {
         /// How to print it
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
+        #[command(flatten)]
+        target: TargetArgs,
     },
     /// Send messages again, each once, behind what is on its way to their receivers
     Retry {
-        /// Ids, as the list has them
-        #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
-        ids: Vec<DeadId>,
+        /// Ids, as the list has them; with --all a kind or an actor, KIND[/KEY], to retry only what is for it
+        #[arg(value_name = "ID", required_unless_present = "all")]
+        which: Vec<String>,
         /// All of them
         #[arg(long)]
         all: bool,
-        /// With --all: only those for actors of this kind, or for this actor
-        #[arg(long = "for", value_name = "KIND[/KEY]", requires = "all")]
-        which: Option<String>,
         /// How to print the result
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
+        #[command(flatten)]
+        target: TargetArgs,
     },
     /// Drop dead letters: their messages are never applied
     Drop {
@@ -212,7 +213,21 @@ pub(crate) enum DeadCommand {
         /// How to print the result
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
+        #[command(flatten)]
+        target: TargetArgs,
     },
+}
+
+impl DeadCommand {
+    /// Which cluster is meant.
+    pub(crate) fn target(&self) -> &TargetArgs {
+        match self {
+            Self::List { target, .. }
+            | Self::Show { target, .. }
+            | Self::Retry { target, .. }
+            | Self::Drop { target, .. } => target,
+        }
+    }
 }
 
 /// What a benchmark does.
@@ -383,7 +398,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "$ dead list Stock/tea --limit 10 -o json",
             "$ dead show 17-3",
             "$ dead retry 17-3",
-            "$ dead retry --all --for Stock",
+            "$ dead retry --all Stock",
             "$ dead drop 17-3 17-4",
         ],
     ),

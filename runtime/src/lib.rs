@@ -30,6 +30,11 @@ pub use workload::{LoadContext, LoadReport, Probe, RunningLoad, Workload};
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
 
+/// The same of the page about messages.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/messages.md")]
+pub struct MessagesPage;
+
 /// Turns and messages are many small allocations on several threads; measured on three nodes and a
 /// client on two cores, glibc's allocator took a tenth of the CPU.
 #[global_allocator]

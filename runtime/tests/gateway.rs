@@ -1070,7 +1070,7 @@ async fn an_idempotency_key_is_its_callers_own() {
 #[tokio::test]
 async fn with_a_policy_the_cluster_is_told_of_at_the_admin_port_only() {
     let (s, key) = start_guarded().await;
-    for path in ["/", "/metrics", "/v1/status", "/v1/kinds"] {
+    for path in ["/", "/metrics", "/v1/status", "/v1/kinds", "/v1/dead", "/v1/dead/1-1"] {
         refused(s.get_as(&key, path).await, 404, "no_route").await;
     }
     assert_eq!(s.get("/shop/").await.status(), StatusCode::OK, "pages are for everybody");
@@ -1086,6 +1086,14 @@ async fn with_a_policy_the_cluster_is_told_of_at_the_admin_port_only() {
     for path in ["/livez", "/metrics", "/v1/status", "/v1/kinds"] {
         assert_eq!(get(path).await.unwrap().status(), StatusCode::OK, "{path}");
     }
+    // This backend belongs to no cluster; a real one is in the tests of the binary.
+    for path in ["/v1/dead?kind=Cart&key=a&limit=5", "/v1/dead/1-1"] {
+        refused(get(path).await.unwrap(), 503, "not_ready").await;
+    }
+    for path in ["/v1/dead?limit=0", "/v1/dead?limit=1001", "/v1/dead?kinds=Cart"] {
+        refused(get(path).await.unwrap(), 400, "bad_query").await;
+    }
+    refused(get("/v1/dead/none").await.unwrap(), 404, "no_dead_letter").await;
     for path in ["/", "/shop/", "/v1/Cart/open/add"] {
         refused(get(path).await.unwrap(), 404, "no_route").await;
     }

@@ -36,6 +36,15 @@ impl Ledger {
         self.sum
     }
 
+    /// Has the next one of these ask the one behind it.
+    pub async fn ask(&mut self, ctx: &mut Ctx<Self>, mut round: Vec<String>) -> Result<(), Fault> {
+        if round.is_empty() {
+            return Ok(());
+        }
+        let next = round.remove(0);
+        ctx.get::<Self>(&next).ask(round).await
+    }
+
     /// The sum.
     pub fn sum(&self) -> u64 {
         self.sum
@@ -175,6 +184,30 @@ async fn a_read_sees_what_was_acknowledged_before_it_also_after_a_failover() {
         cluster.ready().await;
     }
     assert_eq!(sum, 15);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_cycle_over_three_nodes_is_answered_at_once_with_its_path() {
+    let cluster = Cluster::started(3, app()).await;
+    let client = cluster.client().await;
+    let mut round = Vec::new();
+    let mut nodes = Vec::new();
+    for n in 0.. {
+        let node = leader_of(&cluster, &client, &key(n)).await;
+        if !nodes.contains(&node) {
+            nodes.push(node);
+            round.push(key(n));
+        }
+        if round.len() == 3 {
+            break;
+        }
+    }
+    let path: Vec<_> = round.iter().chain(&round[..1]).map(|key| format!("Ledger/{key}")).collect();
+    let first = client.get::<Ledger>(&round[0]);
+    round.rotate_left(1);
+    assert_eq!(first.ask(round.clone()).timeout(CALL_MAX).await, Err(Fault::Cycle { path }));
+    round.pop();
+    assert_eq!(first.ask(round).timeout(CALL_MAX).await, Ok(()), "without coming back");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -31,7 +31,7 @@ fn run(dir: &Path, args: &[&str]) -> (i32, String, String) {
 #[test]
 fn every_command_has_help_with_examples_on_stdout() {
     let dir = tempfile::tempdir().unwrap();
-    for command in ["serve", "dev", "demo", "call", "status", "bench", "cert", "key"] {
+    for command in ["serve", "dev", "demo", "call", "status", "dead", "bench", "cert", "key"] {
         let (code, out, err) = run(dir.path(), &[command, "--help"]);
         assert_eq!((code, err.as_str()), (0, ""), "{command}");
         assert!(out.contains("Examples:") && out.contains(&format!("perennial {command}")), "{out}");
@@ -56,6 +56,10 @@ fn a_wrong_command_line_is_a_usage_error() {
         &["call", "Cart/alice", "add", "qty:=one"],
         &["call", "Cart/alice", "add", "--timeout", "soon"],
         &["status", "--address", "127.0.0.1:1"],
+        &["dead", "show", "17"],
+        &["dead", "retry"],
+        &["dead", "retry", "--all", "Cart", "Stock"],
+        &["dead", "drop"],
         &["bench", "--idle", "--hot"],
         &["serve", "--node-id", "N 1"],
         &["cert", "nodes"],
@@ -95,6 +99,7 @@ fn a_cluster_that_is_not_there_is_one_line_and_a_code_of_its_own() {
     for (args, part) in [
         (vec!["status"], "perennial dev"),
         (vec!["call", "Cart/alice", "clear"], "perennial dev"),
+        (vec!["dead", "list"], "perennial dev"),
         ([&["status"][..], &at].concat(), "127.0.0.1:1"),
         ([&["call", "Cart/alice", "clear"][..], &at].concat(), "127.0.0.1:1"),
         ([&["bench"][..], &at].concat(), "127.0.0.1:1"),

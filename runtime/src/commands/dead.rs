@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use perennial::Fault;
 use perennial::core::id::PartitionId;
-use perennial::dead::{DeadFilter, DeadId, DeadLetter, DeadLetters, DeadList};
+use perennial::dead::{DeadFilter, DeadId, DeadIdError, DeadLetter, DeadLetters, DeadList};
 use serde_json::json;
 
 use super::Launch;
@@ -20,18 +20,33 @@ pub(crate) const LISTED_DEFAULT: usize = 50;
 const WHY_SHOWN_MAX: usize = 60;
 
 pub(crate) async fn run(launch: &Launch, args: DeadArgs) -> Result<Exit, CommandError> {
-    let client = Target::of(&args.target, &launch.program)?.connect().await?;
+    // Mistakes first, without a cluster.
+    let asked = match &args.what {
+        DeadCommand::Retry { which, all: true, .. } if which.len() > 1 => {
+            return Err(CommandError::Usage(
+                "--all takes one kind or actor at most, as KIND or KIND/KEY".into(),
+            ));
+        }
+        DeadCommand::Retry { which, all: true, .. } => Asked::All(filter(which.first())),
+        DeadCommand::Retry { which, .. } => {
+            let ids = which.iter().map(|id| id.parse()).collect::<Result<_, DeadIdError>>();
+            Asked::Ids(ids.map_err(|error| CommandError::Usage(error.to_string()))?)
+        }
+        DeadCommand::Drop { ids, .. } => Asked::Ids(ids.clone()),
+        DeadCommand::List { .. } | DeadCommand::Show { .. } => Asked::Ids(Vec::new()),
+    };
+    let client = Target::of(args.what.target(), &launch.program)?.connect().await?;
     let dead = client.dead_letters();
     match args.what {
-        DeadCommand::List { which, limit, output } => {
-            let list = dead.list(&filter(which), limit).await;
+        DeadCommand::List { which, limit, output, .. } => {
+            let list = dead.list(&filter(which.as_ref()), limit).await;
             match output {
                 Output::Json => output::json(&list),
                 Output::Text => output::data(&text(&list, SystemTime::now())),
             }
             Ok(complete(&list))
         }
-        DeadCommand::Show { id, output } => {
+        DeadCommand::Show { id, output, .. } => {
             let letter = dead.show(id).await?;
             match output {
                 Output::Json => output::json(&letter),
@@ -39,14 +54,18 @@ pub(crate) async fn run(launch: &Launch, args: DeadArgs) -> Result<Exit, Command
             }
             Ok(Exit::Ok)
         }
-        DeadCommand::Retry { ids, all, which, output } => {
-            take(&dead, ids, all.then(|| filter(which)), true, output).await
-        }
-        DeadCommand::Drop { ids, output } => take(&dead, ids, None, false, output).await,
+        DeadCommand::Retry { output, .. } => take(&dead, asked, true, output).await,
+        DeadCommand::Drop { output, .. } => take(&dead, asked, false, output).await,
     }
 }
 
-fn filter(which: Option<String>) -> DeadFilter {
+/// Which letters to take off the list.
+enum Asked {
+    Ids(Vec<DeadId>),
+    All(DeadFilter),
+}
+
+fn filter(which: Option<&String>) -> DeadFilter {
     match which.map(|which| which.parse()) {
         Some(Ok(filter)) => filter,
         None => DeadFilter::default(),
@@ -55,22 +74,16 @@ fn filter(which: Option<String>) -> DeadFilter {
 
 /// Sends letters again or drops them: those of a partition in their order, partitions side by side. Those
 /// that are gone or cannot be had are told; the others go on.
-async fn take(
-    dead: &DeadLetters,
-    ids: Vec<DeadId>,
-    all: Option<DeadFilter>,
-    again: bool,
-    output: Output,
-) -> Result<Exit, CommandError> {
+async fn take(dead: &DeadLetters, asked: Asked, again: bool, output: Output) -> Result<Exit, CommandError> {
     let mut exit = Exit::Ok;
     let mut by_partition: BTreeMap<PartitionId, Vec<DeadId>> = BTreeMap::new();
-    let listed = match all {
-        Some(filter) => {
+    let listed = match asked {
+        Asked::All(filter) => {
             let list = dead.list(&filter, usize::MAX).await;
             exit = complete(&list);
             list.letters.into_iter().map(|letter| letter.id).collect()
         }
-        None => ids,
+        Asked::Ids(ids) => ids,
     };
     for id in listed {
         by_partition.entry(id.partition).or_default().push(id);
