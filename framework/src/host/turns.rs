@@ -605,7 +605,7 @@ impl Host {
             // Nothing is wrong with the message: it waits at the head of its line.
             Answer::Fault(fault) if tries.another(&actor, fault, now) => {
                 tracing::debug!(%actor, %fault, "a message or reminder is tried again");
-                return self.tell_after(UNATTENDED_RETRY_PAUSE, HostMessage::Again { actor, work });
+                self.tell_after(UNATTENDED_RETRY_PAUSE, HostMessage::Again { actor, work })
             }
             _ => self.bury(&actor, work, &answer),
         }

@@ -193,16 +193,19 @@ async fn calls(args: &BenchArgs, subject: &Subject, progress: &mut Progress) -> 
     let mut sampler = Sampler::new(&subject.file).await;
     progress.state(&format!("measuring for {} s", args.seconds));
     let before = applied().await?;
+    let counting = tokio::time::Instant::now();
     running.measure(true);
     tokio::time::sleep(Duration::from_secs(args.seconds.into())).await;
     running.measure(false);
-    let arrived = applied().await? - before;
     let cost = sampler.since_start().await;
+    // Reading takes its time under load, in which messages arrive too.
+    let arrived = applied().await? - before;
+    let counted = counting.elapsed().as_secs_f64();
     let (figures, acknowledged) = running.stop(cost.seconds).await;
     let messages = match &pairs {
         Some(pairs) => {
             progress.state("waiting for what is on its way");
-            Some(pairs.settle(client, acknowledged, arrived, cost.seconds).await?)
+            Some(pairs.settle(client, acknowledged, arrived, counted).await?)
         }
         None => None,
     };
