@@ -76,9 +76,9 @@ async fn a_message_that_was_refused_is_found_and_sent_again_after_its_leader_was
     assert_eq!(letters[0]["why"], r#"{"NotHeld":{"held":0}}"#);
     let id = letters[0]["id"].as_str().unwrap();
 
-    let (added, node, _) = client.get::<Stock>("tea").restock(1).timeout(CALL_MAX).detailed().await;
-    added.unwrap();
-    let leader = cluster.position(&node.unwrap()).unwrap();
+    let restocked = client.get::<Stock>("tea").restock(1).timeout(CALL_MAX).detailed().await;
+    restocked.result.unwrap();
+    let leader = cluster.position(&restocked.node.unwrap()).unwrap();
     cluster.kill9(leader).await;
     let (code, out, err) = dead(dir.path(), &["show", id]);
     assert_eq!(code, OK, "{err}");
