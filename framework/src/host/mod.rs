@@ -9,6 +9,7 @@
 
 mod activation;
 pub(crate) mod events;
+mod items;
 mod lines;
 pub(crate) mod newcomers;
 mod owed;

@@ -91,6 +91,14 @@ impl TestApp {
         self.settle().await;
     }
 
+    /// The applied rows of its partitions.
+    #[cfg(test)]
+    pub(crate) fn rows(&self) -> Vec<crate::replica::Row> {
+        let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");
+        let rows = |partition| self.rows.scan(GroupId::of(partition), &[], None, usize::MAX);
+        partitions.iter().flat_map(|partition| rows(partition).expect("rows in memory can be read")).collect()
+    }
+
     /// Waits until messages between actors that are on their way have arrived.
     pub async fn settle(&self) {
         let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");

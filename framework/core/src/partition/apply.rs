@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::dedup::{Dedup, Known};
-use super::record::{Batch, Cause, Keep, Message, Record, ReminderChange, Turn};
+use super::record::{Batch, Cause, ItemChange, Keep, Message, Record, ReminderChange, Turn};
 use super::rows;
 use crate::hash::{PartitionCount, partition_of};
 use crate::id::{ActorId, LogIndex, PartitionId, RecordSeq, RequestId, Term};
@@ -221,6 +221,14 @@ impl Partition {
                 let (from, _) = rows::events_after(actor, None, LogIndex(0));
                 out.push(|| RowOp::DeleteRange { from, to: rows::event(actor, *below, 0) });
             }
+            Record::ItemsForgotten { actor, collection, upto, dropped } => {
+                let (from, end) = rows::items(actor, *collection);
+                let to = upto.as_ref().map_or(end, |key| rows::item(actor, *collection, key));
+                out.push(|| RowOp::DeleteRange { from, to });
+                if let Some(below) = dropped {
+                    out.push(|| RowOp::Delete { key: rows::dropped(actor, *collection, below) });
+                }
+            }
         }
     }
 
@@ -261,6 +269,20 @@ impl Partition {
         for event in &turn.events {
             out.push(|| RowOp::Put { key: rows::event(&turn.actor, index, *events), value: event.to_vec() });
             *events += 1;
+        }
+        for change in &turn.items {
+            out.push(|| match change {
+                ItemChange::Put { collection, key, value } => {
+                    RowOp::Put { key: rows::item(&turn.actor, *collection, key), value: value.to_vec() }
+                }
+                ItemChange::Delete { collection, key } => {
+                    RowOp::Delete { key: rows::item(&turn.actor, *collection, key) }
+                }
+                ItemChange::Drop { collection, below } => {
+                    let key = rows::dropped(&turn.actor, *collection, below);
+                    RowOp::Put { key, value: Vec::new() }
+                }
+            });
         }
     }
 }
