@@ -1,5 +1,6 @@
 //! Collections inside an actor's state: `Log` and `Map`.
-#![allow(missing_docs, reason = "what tests call explains itself")]
+
+#![expect(missing_docs, reason = "actors of this test")]
 
 use std::collections::BTreeMap;
 

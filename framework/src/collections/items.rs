@@ -476,7 +476,9 @@ mod tests {
     use crate::replica::{BufferedRows, MemoryRows};
 
     const TERM: Term = Term(3);
-    const GROUP: GroupId = GroupId::of(PartitionId(0));
+    fn group() -> GroupId {
+        GroupId::of(PartitionId(0))
+    }
 
     /// What happens to a collection.
     #[derive(Debug, Clone)]
@@ -531,7 +533,7 @@ mod tests {
         ) {
             let actor: ActorId = "Room/a".parse().unwrap();
             let rows = Arc::new(BufferedRows::new(MemoryRows::default()));
-            let handle = Handle::of(actor.clone(), GROUP, rows.clone(), Ids::new(TERM));
+            let handle = Handle::of(actor.clone(), group(), rows.clone(), Ids::new(TERM));
             let (id, other) = (handle.items.new_id(), handle.items.new_id());
             let mut model = BTreeMap::new();
             let mut copies = VecDeque::new();
@@ -578,7 +580,7 @@ mod tests {
                             let batch = Batch { epoch: TERM, first_seq: seq, time: Millis(1), records };
                             let mut ops: Vec<RowOp> = Vec::new();
                             machine.apply_batch(TERM, LogIndex(seq.0), &batch, &mut ops).unwrap();
-                            rows.write(vec![(GROUP, ops)]).unwrap();
+                            rows.write(vec![(group(), ops)]).unwrap();
                             // Told now and then only.
                             if count > 1 {
                                 handle.applied(RecordSeq(seq.0 + 1));

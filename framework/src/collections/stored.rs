@@ -129,16 +129,18 @@ mod tests {
         }
     }
 
-    const GROUP: GroupId = GroupId::of(PartitionId(0));
+    fn group() -> GroupId {
+        GroupId::of(PartitionId(0))
+    }
 
     fn handle(rows: &Arc<MemoryRows>) -> Handle {
-        Handle::of("Room/a".parse().unwrap(), GROUP, rows.clone(), Ids::new(Term(1)))
+        Handle::of("Room/a".parse().unwrap(), group(), rows.clone(), Ids::new(Term(1)))
     }
 
     /// The fault that a turn ends with.
     fn fault<T>(handle: &Handle, run: impl FnOnce() -> T) -> String {
-        let run = std::panic::AssertUnwindSafe(run);
-        let end = std::panic::catch_unwind(|| within(Doing::Write, handle, { run }.0).0);
+        let run = || within(Doing::Write, handle, run).0;
+        let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
         let panic = end.err().expect("it is refused");
         panic.downcast_ref::<Abort>().expect("a fault").0.to_string()
     }
@@ -155,7 +157,7 @@ mod tests {
             key: rows::schema(fingerprint),
             value: schema.to_vec(),
         };
-        rows.write(vec![(GROUP, schemas.into_iter().map(put).collect())]).unwrap();
+        rows.write(vec![(group(), schemas.into_iter().map(put).collect())]).unwrap();
         let new = New { who: "ann".into(), at: 5, edited: false };
         assert_eq!(decode::<New>(&handle, &stored), new);
         assert_eq!(decode::<Old>(&handle, &stored), Old { who: "ann".into(), at: 5 });
@@ -193,7 +195,7 @@ mod tests {
         let item =
             |number, key: u8| RowOp::Put { key: rows::item(&actor, id(number), &[key]), value: vec![] };
         let items = [(1, 1), (1, 2), (2, 0), (7, 255)].map(|(number, key)| item(number, key));
-        rows.write(vec![(GROUP, items.to_vec())]).unwrap();
+        rows.write(vec![(group(), items.to_vec())]).unwrap();
         handle.decoded(vec![id(2)]);
         handle.find_lost().unwrap();
         handle.encoded(vec![id(2)]);

@@ -104,7 +104,7 @@ mod tests {
     /// Keeps numbers.
     #[data]
     #[derive(Default)]
-    pub struct Keeper {
+    struct Keeper {
         log: Log<u64>,
         map: Map<u64, u64>,
     }

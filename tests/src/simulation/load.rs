@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::app::{Agent, Alarm, Counter, Payment, Purse};
 use super::invariants::stale::{Acknowledged, StaleRead};
+use super::shelf::{self, Book};
 use crate::nemesis::history::{Action, Op, Outcome};
 
 /// Counters that clients call.
@@ -24,7 +25,7 @@ pub const COUNTERS: usize = 4;
 /// Purses, and alarms, and agents.
 pub const OTHERS: u64 = 4;
 /// Deadline of a call.
-const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest pause of a client between calls, in milliseconds.
 const PAUSE_MS_MAX: u64 = 60;
 /// Longest time that a read may be behind, in milliseconds.
@@ -43,6 +44,16 @@ pub struct Told {
     pub outcome: Outcome,
 }
 
+impl Told {
+    /// What was answered.
+    pub(super) fn value(&self) -> Option<i64> {
+        match self.outcome {
+            Outcome::Value(value) => Some(value),
+            Outcome::NotApplied | Outcome::Unknown => None,
+        }
+    }
+}
+
 /// What all clients were told.
 #[derive(Debug, Default)]
 pub struct Heard {
@@ -58,6 +69,10 @@ pub struct Heard {
     pub alarms: Vec<Told>,
     /// Calls of agents; the number is that of the agent.
     pub relays: Vec<Told>,
+    /// Changes of shelves; the value is the place.
+    pub changes: Vec<Told>,
+    /// Shelves that did not fit together when they were read.
+    pub audits: Vec<String>,
     /// Acknowledged calls.
     pub acknowledged: u64,
     /// Faults that a caller cannot do anything about, which none of the faults here should cause.
@@ -90,11 +105,15 @@ impl Shared {
         self.begin.get_or_init(Instant::now).elapsed()
     }
 
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     fn tick(&self) -> u64 {
         self.ticks.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn number(&self) -> u64 {
+    pub(super) fn number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 }
@@ -109,7 +128,7 @@ pub async fn connect(hub: &MemoryHub, me: &NodeId, nodes: &[NodeId], link: &Link
     }
 }
 
-fn outcome<T>(answer: Result<T, Fault>, value: impl FnOnce(T) -> i64, shared: &Shared) -> Outcome {
+pub(super) fn outcome<T>(answer: Result<T, Fault>, value: impl FnOnce(T) -> i64, shared: &Shared) -> Outcome {
     match answer {
         Ok(answer) => {
             shared.heard(|heard| heard.acknowledged += 1);
@@ -129,7 +148,7 @@ fn outcome<T>(answer: Result<T, Fault>, value: impl FnOnce(T) -> i64, shared: &S
 /// Calls until it is told to stop.
 pub async fn drive(client: Client, name: String, seed: u64, shared: Arc<Shared>) {
     let mut random = StdRng::seed_from_u64(seed);
-    while !shared.stop.load(Ordering::Relaxed) {
+    while !shared.is_stopped() {
         match random.random_range(0..10) {
             0..6 => {
                 let key = random.random_range(0..COUNTERS);
@@ -216,6 +235,8 @@ pub struct Books {
     pub purses: Vec<(String, Vec<Payment>, Vec<Payment>)>,
     /// Set and rung, by alarm.
     pub alarms: Vec<(String, Vec<u64>, Vec<u64>)>,
+    /// What is on each shelf.
+    pub shelves: Vec<(String, Book)>,
     /// What an agent has done, and the sum of its counter.
     pub agents: Vec<(u64, i64, i64)>,
 }
@@ -234,6 +255,7 @@ pub async fn read_books(client: &Client) -> Option<Books> {
         let sum = client.get::<Counter>(format!("n{number}")).value().timeout(CALL_TIMEOUT).await.ok()?;
         books.agents.push((number, done, sum));
     }
+    books.shelves = shelf::read_books(client).await?;
     Some(books)
 }
 

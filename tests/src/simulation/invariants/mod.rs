@@ -8,6 +8,7 @@ pub mod answers;
 pub mod convergence;
 pub mod firings;
 pub mod gapless;
+pub mod items;
 pub mod leaders;
 pub mod messages;
 pub mod nested;
@@ -22,6 +23,7 @@ use perennial::core::partition::record::{Batch, Record, Turn};
 pub use answers::linearizable;
 pub use convergence::replicas_agree;
 pub use firings::every_alarm_rings_once;
+pub use items::collections_hold_what_was_acknowledged;
 pub use nested::nested_calls_run_once;
 pub use payments::every_payment_arrives_once;
 pub use stale::reads_are_no_older_than_they_say;
@@ -82,5 +84,6 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<watermark::Watermark>::default(),
         Box::<messages::InOrder>::default(),
         Box::<firings::Firings>::default(),
+        Box::<items::Collections>::default(),
     ]
 }
