@@ -31,7 +31,7 @@ const EPOCH: Term = Term(1);
 pub struct TestApp {
     router: Arc<Router>,
     hosts: Arc<Hosts>,
-    rows: Arc<MemoryRows>,
+    rows: Arc<dyn RowStore>,
     supervisor: ractor::ActorRef<Quiet>,
 }
 
@@ -41,6 +41,13 @@ impl TestApp {
     /// # Panics
     /// Outside a Tokio runtime.
     pub async fn new(app: App) -> Self {
+        Self::on(app, Arc::new(MemoryRows::default())).await
+    }
+
+    /// The same on rows that may be there already; for benchmarks. What partitions know beside their rows,
+    /// such as answers of calls, begins anew.
+    #[doc(hidden)]
+    pub async fn on(app: App, rows: Arc<dyn RowStore>) -> Self {
         let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");
         let node = NodeId::new("test").expect("a valid node id");
         let spec = MemberSpec::new(node.clone(), "test:1");
@@ -50,7 +57,6 @@ impl TestApp {
         let router = Router::new(hosts.clone());
         router.set_me(MemberId(1));
         router.update(state);
-        let rows = Arc::new(MemoryRows::default());
         let log = Arc::new(InstantLog {
             machines: partitions
                 .iter()
@@ -124,7 +130,7 @@ impl Drop for TestApp {
 /// A log that commits at once.
 struct InstantLog {
     machines: BTreeMap<GroupId, Mutex<(LogIndex, Partition)>>,
-    rows: Arc<MemoryRows>,
+    rows: Arc<dyn RowStore>,
     hosts: Arc<Hosts>,
 }
 
