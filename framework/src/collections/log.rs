@@ -194,3 +194,46 @@ impl<T: Data> Data for Log<T> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use perennial_core::id::Term;
+    use serde_json::json;
+
+    use super::super::{Doing, Handle, Map, within};
+    use super::*;
+    use crate::schema::Schema;
+
+    #[test]
+    fn a_collection_is_shown_and_stored_as_its_head() {
+        type State = (Log<u64>, Map<(u8, String), u64>);
+        let handle = Handle::detached();
+        let ((), _) = within(Doing::Decode, &handle, || {
+            let mut state = State::default();
+            for n in 0..100 {
+                state.0.push(n);
+            }
+            state.0.truncate_front(90);
+            let encode = || postcard::to_stdvec(&state).unwrap();
+            let (bytes, seen) = within(Doing::Encode, &handle, encode);
+            let id = CollectionId { term: Term(0), number: 0 };
+            assert_eq!((seen, bytes.len()), (vec![id], 5 + 12));
+            let shown = Schema::of::<State>().to_json(&bytes).unwrap();
+            let log = json!({"items": [0, 0], "first": 90, "len": 10});
+            assert_eq!(shown, json!([log, {"items": null, "keys": "(u8 text)", "len": 0}]));
+            let (read, seen) = within(Doing::Decode, &handle, || postcard::from_bytes::<State>(&bytes));
+            assert_eq!((read, seen), (Ok(state), vec![id]));
+            let read = |bytes: &[u8]| postcard::from_bytes::<State>(bytes).is_ok();
+            assert!(read(&bytes));
+            let full =
+                [&[1, 0, 0][..], &postcard::to_stdvec(&(u64::MAX, 1_u64)).unwrap(), &bytes[5..]].concat();
+            assert!(!read(&full), "more items than there are numbers");
+            let none = [&[0, 0, 1][..], &bytes[5..]].concat();
+            assert!(!read(&none), "items of nothing");
+            type Other = (Log<u64>, Map<u64, u64>);
+            assert!(postcard::from_bytes::<Other>(&bytes).is_err(), "keys of another type");
+        });
+        assert!(postcard::to_stdvec(&State::default()).is_err(), "not in a state");
+        assert!(postcard::from_bytes::<State>(&[0; 20]).is_err(), "not in a state");
+    }
+}

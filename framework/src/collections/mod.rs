@@ -84,6 +84,11 @@ pub use self::pages::{LogRange, MapRange};
 use crate::error::Fault;
 use crate::schema::{Type, Types};
 
+/// The page for users, compiled as a test of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/collections.md")]
+pub struct Page;
+
 /// What is being done with an actor's state on this thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Doing {
