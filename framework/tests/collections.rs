@@ -10,6 +10,11 @@ use perennial::prelude::*;
 use perennial::testing::{TestApp, TestCluster};
 use perennial::{Log, Map};
 
+/// A log as it is.
+type Lines = Vec<(u64, String)>;
+/// A map as it is.
+type Entries = Vec<(String, u64)>;
+
 /// A line of a log.
 #[data]
 #[derive(Eq)]
@@ -128,7 +133,7 @@ impl Shelf {
         self.drawers.iter().map(|(name, drawer)| (name.clone(), things(drawer), names(drawer))).collect()
     }
     /// Log and map as they are.
-    pub fn all(&self) -> (Vec<(u64, String)>, Vec<(String, u64)>) {
+    pub fn all(&self) -> (Lines, Entries) {
         assert_eq!(self.log.iter().count() as u64, self.log.len());
         assert_eq!(self.map.iter().count() as u64, self.map.len());
         (self.log.iter().map(|(n, line)| (n, line.text)).collect(), self.map.iter().collect())
@@ -145,7 +150,7 @@ impl Shelf {
         self.log.range(from..).take(count as usize).map(|(_, line)| line.text).collect()
     }
     /// The same twice, while another actor changes this one in between.
-    pub async fn twice(&self, ctx: &Ctx<Self>) -> Reply<(Vec<(String, u64)>, Vec<(String, u64)>), String> {
+    pub async fn twice(&self, ctx: &Ctx<Self>) -> Reply<(Entries, Entries), String> {
         let before = self.map.iter().collect();
         let me = ctx.key().to_owned();
         ctx.get::<Gate>(&me).pass().await?;
@@ -214,11 +219,11 @@ fn app() -> App {
     App::new("shelves").actor::<Shelf>().actor::<Gate>().actor::<Latch>()
 }
 
-fn lines(items: &[(u64, &str)]) -> Vec<(u64, String)> {
+fn lines(items: &[(u64, &str)]) -> Lines {
     items.iter().map(|&(n, text)| (n, text.to_owned())).collect()
 }
 
-fn entries(items: &[(&str, u64)]) -> Vec<(String, u64)> {
+fn entries(items: &[(&str, u64)]) -> Entries {
     items.iter().map(|&(key, n)| (key.to_owned(), n)).collect()
 }
 

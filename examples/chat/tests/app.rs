@@ -80,7 +80,10 @@ async fn a_room_remembers_everything_page_by_page() {
         before = page.first;
     }
     assert_eq!(found, all);
-    assert_eq!(room.page(7, 2).await.map(|page| (page.first, texts(&page.messages))), Ok((5, all[5..7].to_vec())));
+    assert_eq!(
+        room.page(7, 2).await.map(|page| (page.first, texts(&page.messages))),
+        Ok((5, all[5..7].to_vec()))
+    );
 }
 
 #[tokio::test(start_paused = true)]

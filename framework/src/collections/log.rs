@@ -95,7 +95,12 @@ impl<T: Data> Log<T> {
             Bound::Unbounded => self.next,
         };
         let (from, to) = (from.max(self.first), to.min(self.next));
-        let pages = Pages::new(&self.place, key::encoded(&from), Some(key::encoded(&to)));
+        let pages = Pages::new(
+            &self.place,
+            key::encoded(&from),
+            Some(key::encoded(&to)),
+            Some(to.saturating_sub(from)),
+        );
         LogRange { pages, log: PhantomData }
     }
 

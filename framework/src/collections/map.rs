@@ -105,7 +105,7 @@ impl<K: MapKey, V: Data> Map<K, V> {
             Bound::Excluded(key) => Some(key::encoded(key)),
             Bound::Unbounded => None,
         };
-        MapRange { pages: Pages::new(&self.place, from, to), map: PhantomData }
+        MapRange { pages: Pages::new(&self.place, from, to, None), map: PhantomData }
     }
 
     /// All items with their keys, in order.

@@ -11,7 +11,7 @@ use super::stored;
 use super::{Handle, Place};
 use crate::data::Data;
 
-/// Items read at first.
+/// Items read at first, when nobody says how many there are.
 const PAGE_ITEMS_MIN: usize = 16;
 /// Items read at a time later on.
 const PAGE_ITEMS_MAX: usize = 256;
@@ -27,10 +27,11 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    /// Those from a key to before another, or the end.
-    pub(super) fn new(place: &Place, from: Vec<u8>, to: Option<Vec<u8>>) -> Self {
+    /// Those from a key to before another, or the end; how many, if that is known.
+    pub(super) fn new(place: &Place, from: Vec<u8>, to: Option<Vec<u8>>, count: Option<u64>) -> Self {
         let handle = place.handle.clone();
-        Self { handle, id: place.id, from, to, page: PAGE_ITEMS_MIN, read: VecDeque::new() }
+        let page = count.map_or(PAGE_ITEMS_MIN, |count| count.clamp(1, PAGE_ITEMS_MAX as u64) as usize);
+        Self { handle, id: place.id, from, to, page, read: VecDeque::new() }
     }
 
     fn next(&mut self) -> Option<(Bytes, Bytes)> {

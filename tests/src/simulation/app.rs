@@ -123,5 +123,10 @@ impl Agent {
 /// The application of a simulation.
 #[must_use]
 pub fn app() -> App {
-    App::new("simulation").actor::<Counter>().actor::<Purse>().actor::<Alarm>().actor::<Agent>().actor::<Shelf>()
+    App::new("simulation")
+        .actor::<Counter>()
+        .actor::<Purse>()
+        .actor::<Alarm>()
+        .actor::<Agent>()
+        .actor::<Shelf>()
 }

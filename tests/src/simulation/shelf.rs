@@ -142,7 +142,9 @@ pub async fn drive(client: Client, seed: u64, shared: Arc<Shared>) {
             });
             match shelf.audit(ms).timeout(CALL_TIMEOUT).await {
                 Ok(len) if len as i64 >= least => {}
-                Ok(len) => wrong(&shared, &actor, &format!("{len} entries, {least} were acknowledged before")),
+                Ok(len) => {
+                    wrong(&shared, &actor, &format!("{len} entries, {least} were acknowledged before"))
+                }
                 Err(CallError::App(why)) => wrong(&shared, &actor, &why),
                 Err(CallError::Fault(fault)) => drop(outcome(Err::<i64, _>(fault), |n| n, &shared)),
             }
