@@ -22,6 +22,9 @@ const RECENT: u64 = 5;
 /// Longest pause of a client between calls, in milliseconds.
 const PAUSE_MS_MAX: u64 = 150;
 
+/// How far a read may be behind that any replica answers.
+const STALE_WITHIN: Duration = Duration::from_secs(4);
+
 /// A change of the map.
 #[data]
 #[derive(Eq)]
@@ -135,7 +138,22 @@ pub async fn drive(client: Client, seed: u64, shared: Arc<Shared>) {
         let shelf = client.get::<Shelf>(&actor);
         let ms = random.random_range(0..20);
         let call = random.random_range(0..10);
-        if call < 3 {
+        if call == 0 {
+            // Any replica may answer; it may be behind, and must fit together all the same.
+            match shelf.book().stale(STALE_WITHIN).timeout(CALL_TIMEOUT).await {
+                Ok((entries, latest, recent)) => {
+                    let wanted = follows(&entries);
+                    if (&latest, &recent) != (&wanted.0, &wanted.1) {
+                        wrong(
+                            &shared,
+                            &actor,
+                            &format!("{latest:?} and {recent:?}, where {wanted:?} follow"),
+                        );
+                    }
+                }
+                Err(fault) => drop(outcome(Err::<i64, _>(fault), |n| n, &shared)),
+            }
+        } else if call < 4 {
             let least = shared.heard(|heard| {
                 let places = heard.changes.iter().filter(|told| told.actor == actor);
                 places.filter_map(Told::value).max().map_or(0, |last| last + 1)
