@@ -29,6 +29,7 @@ fn batch(records: u32, first: u64) -> Batch {
             sends: Vec::new(),
             reminders: Vec::new(),
             events: Vec::new(),
+            items: Vec::new(),
         }))
     };
     Batch {

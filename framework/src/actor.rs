@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arguments::Arguments;
 use crate::call::ActorHandle;
+use crate::collections::{self, Abort, Doing, Handle};
 use crate::ctx::{Ctx, Effects, TurnEnv};
 use crate::data::Data;
 use crate::error::{CallError, Fault, Reply};
@@ -280,6 +281,8 @@ pub trait Kind: Send + Sync {
     fn state_schema(&self) -> (Type, Types);
     /// Fingerprint of the state's schema.
     fn fingerprint(&self) -> u64;
+    /// Whether there are collections in the state.
+    fn has_collections(&self) -> bool;
     /// Shape of the events.
     fn event_schema(&self) -> (Type, Types);
     /// The state of an actor that nobody has called yet.
@@ -330,17 +333,34 @@ pub trait State: Send + Sync + 'static {
 /// The erased form of `A`.
 pub(crate) struct KindOf<A> {
     fingerprint: u64,
+    collections: bool,
     /// The state's schema, to decode by if values may nest without end; see [`Schema::is_explosive`].
     guard: Option<Schema>,
     actor: std::marker::PhantomData<fn() -> A>,
 }
 
 impl<A: Actor> KindOf<A> {
+    /// # Panics
+    /// When a handler takes or returns a collection, or an event holds one.
     pub(crate) fn shared() -> Arc<dyn Kind> {
         let schema = Schema::of::<A>();
         let fingerprint = schema.fingerprint();
+        let collections = schema.types.has_collections();
+        let mut travels = Types::default();
+        A::Event::schema(&mut travels);
+        for method in A::METHODS {
+            method.params.iter().for_each(|param| drop((param.schema)(&mut travels)));
+            (method.returns_schema)(&mut travels);
+            assert!(
+                !travels.has_collections(),
+                "{}.{} takes, returns or publishes a collection, which belongs to the state of its actor: use its \
+                 items",
+                A::KIND,
+                method.name
+            );
+        }
         let guard = schema.is_explosive().then_some(schema);
-        Arc::new(Self { fingerprint, guard, actor: std::marker::PhantomData })
+        Arc::new(Self { fingerprint, collections, guard, actor: std::marker::PhantomData })
     }
 }
 
@@ -357,6 +377,9 @@ impl<A: Actor> Kind for KindOf<A> {
     }
     fn fingerprint(&self) -> u64 {
         self.fingerprint
+    }
+    fn has_collections(&self) -> bool {
+        self.collections
     }
     fn event_schema(&self) -> (Type, Types) {
         let mut types = Types::default();
@@ -390,25 +413,29 @@ impl<A: Actor> Kind for KindOf<A> {
 }
 
 /// Invariant: holds a state until it is dropped.
-struct StateOf<A>(Option<A>);
+struct StateOf<A> {
+    state: Option<A>,
+    /// The items of its collections.
+    items: Option<Handle>,
+}
 
 impl<A> StateOf<A> {
     fn new(state: A) -> Self {
-        Self(Some(state))
+        Self { state: Some(state), items: collections::current() }
     }
 
     fn get(&self) -> &A {
-        self.0.as_ref().expect("a state is there until it is dropped")
+        self.state.as_ref().expect("a state is there until it is dropped")
     }
 
     fn get_mut(&mut self) -> &mut A {
-        self.0.as_mut().expect("a state is there until it is dropped")
+        self.state.as_mut().expect("a state is there until it is dropped")
     }
 }
 
 impl<A> Drop for StateOf<A> {
     fn drop(&mut self) {
-        let state = self.0.take();
+        let state = self.state.take();
         let _ = caught("when dropped", || {
             drop(state);
             Ok(())
@@ -420,16 +447,19 @@ impl<A: Actor> State for StateOf<A> {
     fn run(&mut self, method: usize, args: Args, env: TurnEnv) -> Finished {
         let mut ctx = Ctx::<A>::new(env);
         let described = &A::METHODS[method];
+        let items = self.items.clone();
         let run = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            let run = if described.write {
-                self.get_mut().write(&mut ctx, method, args)
-            } else {
-                self.get().read(&ctx, method, args)
-            };
-            match run {
-                Run::Done(answer) => answer,
-                Run::Later(_) => unreachable!("a plain handler answers at once"),
-            }
+            with_items(items.as_ref(), described.write, || {
+                let run = if described.write {
+                    self.get_mut().write(&mut ctx, method, args)
+                } else {
+                    self.get().read(&ctx, method, args)
+                };
+                match run {
+                    Run::Done(answer) => answer,
+                    Run::Later(_) => unreachable!("a plain handler answers at once"),
+                }
+            })
         }));
         let answer = run.unwrap_or_else(|panic| panicked::<A>(described, &*panic));
         ctx.finish(answer)
@@ -445,28 +475,49 @@ impl<A: Actor> State for StateOf<A> {
         Box::pin(async move {
             let mut ctx = Ctx::<A>::new(env);
             let described = &A::METHODS[method];
-            let run = AssertUnwindSafe(async {
-                let run = if described.write {
-                    self.get_mut().write(&mut ctx, method, args)
-                } else {
-                    self.get().read(&ctx, method, args)
-                };
-                match run {
-                    Run::Done(answer) => answer,
-                    Run::Later(answer) => answer.await,
-                }
-            });
-            let answer = run.catch_unwind().await.unwrap_or_else(|panic| panicked::<A>(described, &*panic));
+            let items = self.items.clone();
+            let answer = {
+                let mut run = std::pin::pin!(async {
+                    let run = if described.write {
+                        self.get_mut().write(&mut ctx, method, args)
+                    } else {
+                        self.get().read(&ctx, method, args)
+                    };
+                    match run {
+                        Run::Done(answer) => answer,
+                        Run::Later(answer) => answer.await,
+                    }
+                });
+                let run = std::future::poll_fn(|cx| {
+                    with_items(items.as_ref(), described.write, || run.as_mut().poll(cx))
+                });
+                let run = AssertUnwindSafe(run).catch_unwind();
+                run.await.unwrap_or_else(|panic| panicked::<A>(described, &*panic))
+            };
             (Some(self as Box<dyn State>), ctx.finish(answer))
         })
     }
 
     fn encode_into(&self, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
-        caught("when encoded", || postcard::to_extend(self.get(), bytes).map_err(|e| e.to_string()))
+        caught("when encoded", || {
+            let encode = || postcard::to_extend(self.get(), bytes).map_err(|e| e.to_string());
+            let Some(items) = &self.items else { return encode() };
+            let (encoded, seen) = collections::within(Doing::Encode, items, encode);
+            items.encoded(seen);
+            encoded
+        })
     }
 
     fn as_any(&self) -> &dyn Any {
         self.get()
+    }
+}
+
+/// Polls or runs a handler with its actor's items.
+fn with_items<T>(items: Option<&Handle>, write: bool, run: impl FnOnce() -> T) -> T {
+    match items {
+        None => run(),
+        Some(items) => collections::within(Doing::handler(write), items, run).0,
     }
 }
 
@@ -503,11 +554,18 @@ impl State for Unusable {
 
 /// Runs the application's code outside a handler; a panic becomes an error.
 pub(crate) fn caught<T>(what: &str, run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    std::panic::catch_unwind(AssertUnwindSafe(run))
-        .unwrap_or_else(|panic| Err(format!("{what} it panicked: {}", message_of(&*panic))))
+    std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        Err(match panic.downcast_ref::<Abort>() {
+            Some(Abort(fault)) => fault.to_string(),
+            None => format!("{what} it panicked: {}", message_of(&*panic)),
+        })
+    })
 }
 
 fn panicked<A: Actor>(method: &Method, panic: &(dyn Any + Send)) -> Answer {
+    if let Some(Abort(fault)) = panic.downcast_ref::<Abort>() {
+        return Answer::Fault(fault.clone());
+    }
     let message = message_of(panic);
     Answer::Fault(Fault::Panicked { kind: A::KIND.to_owned(), method: method.name.to_owned(), message })
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use perennial_core::id::{ActorId, RequestId};
-use perennial_core::partition::record::{Message, ReminderChange};
+use perennial_core::partition::record::{ItemChange, Message, ReminderChange};
 use perennial_core::time::Millis;
 
 use crate::actor::{Actor, Answer, Finished, Format, encode};
@@ -27,13 +27,15 @@ pub struct Effects {
     pub reminders: Vec<ReminderChange>,
     /// Encoded events, in order.
     pub events: Vec<Bytes>,
+    /// Changes of collections; filled in by the host.
+    pub items: Vec<ItemChange>,
 }
 
 impl Effects {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.sends.is_empty() && self.reminders.is_empty() && self.events.is_empty()
+        self.sends.is_empty() && self.reminders.is_empty() && self.events.is_empty() && self.items.is_empty()
     }
 }
 

@@ -6,9 +6,12 @@
 pub use perennial_core::id::{KEY_BYTES_MAX, KIND_BYTES_MAX, NODE_ID_BYTES_MAX};
 pub use perennial_core::partition::dead::{DEAD_LETTER_BYTES_MAX, DEAD_LETTERS_MAX};
 pub use perennial_core::partition::dedup::{KEPT_BYTES_MAX, SESSION_KEPT_BYTES_MAX, SESSION_SILENCE_MS_MAX};
-pub use perennial_core::partition::record::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
+pub use perennial_core::partition::record::{
+    BATCH_BYTES_MAX, BATCH_RECORDS_MAX, ITEM_KEY_BYTES_MAX, RECORD_BYTES_MAX,
+};
 
 pub use crate::call::CALL_TIMEOUT_DEFAULT;
+pub use crate::collections::ITEM_BYTES_MAX;
 pub use crate::ctx::REMINDER_NAME_BYTES_MAX;
 pub use crate::host::events::{EVENTS_KEPT_MIN, FOLLOWERS_MAX};
 pub use crate::host::newcomers::{ACTIVATIONS_MAX, NEW_ACTORS_BURST_MAX, NEW_ACTORS_PER_SECOND_MAX};

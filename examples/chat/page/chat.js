@@ -3,7 +3,7 @@
 
 import { Cluster, el, newKey, showCluster } from "./perennial.js";
 
-const HISTORY = 100;
+const PAGE = 100; // messages read at a time
 const RENEW_MS = 45000; // the room forgets who is silent for two minutes
 
 const $ = (id) => document.getElementById(id);
@@ -14,6 +14,7 @@ let room = null; // the room we are in
 let me = null;
 let stream = null;
 let renewal = 0;
+let earliest = null;         // place of the first message read
 let lastSeq = 0;             // newest event seen, to notice a gap
 const members = new Set();
 const bySeq = new Map();     // number -> element
@@ -74,6 +75,8 @@ function reset() {
   clearInterval(renewal);
   room = me = stream = null;
   lastSeq = 0;
+  earliest = null;
+  $("earlier").hidden = true;
   members.clear();
   bySeq.clear();
   pending.length = 0;
@@ -90,11 +93,13 @@ async function catchUp() {
   const here = room;
   try {
     const [said, present] = await Promise.all([
-      cluster.read("Room", here, "history", { last: HISTORY }),
+      cluster.read("Room", here, "page", { before: Number.MAX_SAFE_INTEGER, count: PAGE }),
       cluster.read("Room", here, "members"),
     ]);
     if (room !== here) return;
-    for (const message of said.value) {
+    // What was read before reaches further back, unless this is the first time.
+    if (earliest === null) showEarlier(said.value.first);
+    for (const message of said.value.messages) {
       show(message);
       lastSeq = Math.max(lastSeq, message.seq);
     }
@@ -105,6 +110,26 @@ async function catchUp() {
     console.warn("catching up failed", error);
   }
 }
+
+function showEarlier(first) {
+  earliest = first;
+  $("earlier").hidden = first === 0;
+}
+
+$("earlier").addEventListener("click", async () => {
+  const here = room;
+  $("earlier").disabled = true;
+  try {
+    const { value } = await cluster.read("Room", here, "page", { before: earliest, count: PAGE });
+    if (room !== here) return;
+    for (const message of value.messages) show(message);
+    showEarlier(value.first);
+  } catch (error) {
+    console.warn("reading earlier messages failed", error);
+  } finally {
+    $("earlier").disabled = false;
+  }
+});
 
 function happened(event) {
   const [[name, body]] = Object.entries(event);

@@ -1,12 +1,13 @@
 //! The room: who is here, what was said, and the events that tell everybody.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use perennial::Log;
 use perennial::prelude::*;
 
-/// Messages a room remembers for those who come later.
-pub const HISTORY_MAX: usize = 100;
+/// Most messages that are read at a time.
+pub const PAGE_MAX: u32 = 100;
 /// Most members of a room.
 pub const MEMBERS_MAX: usize = 200;
 /// Longest name, in characters.
@@ -57,6 +58,16 @@ pub struct Said {
     pub at: u64,
 }
 
+/// A part of what was said.
+#[data]
+#[derive(Eq)]
+pub struct Page {
+    /// Place of its first message among all of the room; those before it are the page before.
+    pub first: u64,
+    /// The messages, oldest first.
+    pub messages: Vec<Said>,
+}
+
 /// What a room tells those who follow it. The numbers count the room's events without a gap, so that
 /// a reader sees at once if one is missing.
 #[data]
@@ -88,7 +99,8 @@ pub enum RoomEvent {
 #[derive(Default)]
 pub struct Room {
     members: BTreeSet<String>,
-    recent: VecDeque<Said>,
+    /// All that was said. Each message is a row of its own, so that a room may have as many as it likes.
+    messages: Log<Said>,
     /// Number of the last event.
     seq: u64,
 }
@@ -131,10 +143,7 @@ impl Room {
         }
         self.seq += 1;
         let said = Said { seq: self.seq, who: who.clone(), text, at: ctx.now().0 };
-        self.recent.push_back(said.clone());
-        if self.recent.len() > HISTORY_MAX {
-            self.recent.pop_front();
-        }
+        self.messages.push(said.clone());
         ctx.publish(RoomEvent::Said(said));
         stay(ctx, who);
         Ok(self.seq)
@@ -145,10 +154,16 @@ impl Room {
         self.members.iter().cloned().collect()
     }
 
-    /// The last messages, oldest first; at most [`HISTORY_MAX`] are kept.
+    /// The last messages, oldest first; at most [`PAGE_MAX`].
     pub fn history(&self, last: u32) -> Vec<Said> {
-        let skip = self.recent.len().saturating_sub(last as usize);
-        self.recent.iter().skip(skip).cloned().collect()
+        self.messages.last(last.min(PAGE_MAX).into())
+    }
+
+    /// The messages before a place, which may be behind the last one; at most [`PAGE_MAX`].
+    pub fn page(&self, before: u64, count: u32) -> Page {
+        let before = before.min(self.messages.next_index());
+        let first = before.saturating_sub(count.min(PAGE_MAX).into());
+        Page { first, messages: self.messages.range(first..before).map(|(_, said)| said).collect() }
     }
 }
 

@@ -7,7 +7,7 @@ use perennial::EventsFrom;
 use perennial::prelude::*;
 use perennial::testing::TestApp;
 use perennial_example_chat::{
-    HISTORY_MAX, MEMBERS_MAX, NAME_CHARS_MAX, PRESENT_FOR, Room, RoomError, RoomEvent, Said, TEXT_CHARS_MAX,
+    MEMBERS_MAX, NAME_CHARS_MAX, PAGE_MAX, PRESENT_FOR, Room, RoomError, RoomEvent, Said, TEXT_CHARS_MAX,
     register,
 };
 
@@ -61,15 +61,29 @@ async fn a_full_room_still_knows_its_members() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_room_forgets_old_messages() {
+async fn a_room_remembers_everything_page_by_page() {
     let app = chat().await;
     let room = app.get::<Room>("lobby");
     room.join("ann".into()).await.unwrap();
-    for n in 0..HISTORY_MAX + 5 {
-        room.say("ann".into(), n.to_string()).await.unwrap();
+    let all: Vec<_> = (0..2 * PAGE_MAX + 5).map(|n| n.to_string()).collect();
+    for text in &all {
+        room.say("ann".into(), text.clone()).await.unwrap();
     }
+    let texts = |messages: &[Said]| messages.iter().map(|said| said.text.clone()).collect::<Vec<_>>();
     let history = room.history(u32::MAX).await.unwrap();
-    assert_eq!((history.len(), history[0].text.as_str()), (HISTORY_MAX, "5"));
+    assert_eq!(texts(&history), all[all.len() - PAGE_MAX as usize..]);
+    let mut found = Vec::new();
+    let mut before = u64::MAX;
+    while before > 0 {
+        let page = room.page(before, u32::MAX).await.unwrap();
+        found = [texts(&page.messages), found].concat();
+        before = page.first;
+    }
+    assert_eq!(found, all);
+    assert_eq!(
+        room.page(7, 2).await.map(|page| (page.first, texts(&page.messages))),
+        Ok((5, all[5..7].to_vec()))
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,9 @@ use perennial_core::hash::PartitionCount;
 use perennial_core::id::{ActorId, LogIndex, PartitionId, RecordSeq, RequestId, SessionId, Term};
 use perennial_core::partition::apply::read_meta;
 use perennial_core::partition::dead::DeadTaken;
-use perennial_core::partition::record::{Batch, Cause, Keep, Message, Record, ReminderChange, Turn};
+use perennial_core::partition::record::{
+    Batch, Cause, CollectionId, ItemChange, Keep, Message, Record, ReminderChange, Turn,
+};
 use perennial_core::partition::rows as keys;
 use perennial_core::partition::{DeadLetter, Origin, OutboxItem, Partition};
 use perennial_core::replication::StateMachine;
@@ -15,6 +17,8 @@ use perennial_core::time::Millis;
 
 use super::survives;
 use crate::replica::fuzz as replica;
+
+const COLLECTION: CollectionId = CollectionId { term: Term(2), number: 1 };
 
 fn actor() -> ActorId {
     "Cart/alice".parse().expect("a valid name")
@@ -33,6 +37,7 @@ fn died(origin: Origin) -> Record {
 fn batch() -> Batch {
     let request = RequestId { session: SessionId(7), seq: 3 };
     let reply = Bytes::from_static(b"reply");
+    let key = Bytes::from_static(b"key");
     let turn = |cause| {
         Record::Turn(Box::new(Turn {
             actor: actor(),
@@ -49,6 +54,11 @@ fn batch() -> Batch {
                 ReminderChange::Cancel { name: "tock".into(), replaces: None },
             ],
             events: vec![Bytes::from_static(b"event")],
+            items: vec![
+                ItemChange::Put { collection: COLLECTION, key: key.clone(), value: key.clone() },
+                ItemChange::Delete { collection: COLLECTION, key: key.clone() },
+                ItemChange::Drop { collection: COLLECTION, below: key.clone() },
+            ],
         }))
     };
     let keep = Keep::UntilAcknowledged;
@@ -76,6 +86,12 @@ fn batch() -> Batch {
                 number: 1,
                 again: Some(OutboxItem { from: actor(), message: message() }),
             })),
+            Record::ItemsForgotten {
+                actor: actor(),
+                collection: COLLECTION,
+                upto: Some(key.clone()),
+                dropped: Some(key.clone()),
+            },
         ],
     }
 }
@@ -153,6 +169,12 @@ pub(super) fn rows(bytes: &[u8]) {
         assert_eq!(keys::reminder_due(due, &actor, &name), bytes);
     }
     let _ = keys::read_event(bytes);
+    if let Some((actor, collection, key)) = keys::read_item(bytes) {
+        assert_eq!(keys::item(&actor, collection, key), bytes);
+    }
+    if let Some((actor, collection, key)) = keys::read_dropped(bytes) {
+        assert_eq!(keys::dropped(&actor, collection, key), bytes);
+    }
     replica::read_rows(bytes);
 }
 
@@ -163,6 +185,8 @@ pub(super) fn row_seeds() -> Vec<Vec<u8>> {
         keys::kept_until(Millis(5), request),
         keys::reminder_due(Millis(5), &actor(), "tick"),
         keys::event(&actor(), LogIndex(4), 2),
+        keys::item(&actor(), COLLECTION, b"key"),
+        keys::dropped(&actor(), COLLECTION, b"key"),
         replica::row_seed(),
     ]
 }

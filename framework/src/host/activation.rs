@@ -19,6 +19,7 @@ use super::owed::Owed;
 use super::turns::Work;
 use super::{Host, HostCounters, events};
 use crate::actor::{Kind, State, caught};
+use crate::collections::{self, Doing, Handle};
 use crate::error::Fault;
 use crate::replica::RowStore;
 use crate::schema::Schema;
@@ -36,6 +37,8 @@ pub(super) struct Activation {
     pub(super) kind: Arc<dyn Kind>,
     pub(super) state: Option<Box<dyn State>>,
     pub(super) bytes: Bytes,
+    /// What its collections hold, if its type has any.
+    pub(super) items: Option<Handle>,
     /// The first record after its last one; it may leave memory once that many are applied.
     pub(super) settled_at: RecordSeq,
     pub(super) last_used: Instant,
@@ -51,21 +54,43 @@ pub(super) struct Activation {
 impl Activation {
     /// The state as of the last record, decoded anew.
     pub(super) fn reload(&self) -> Result<Box<dyn State>, String> {
+        self.reload_with(self.items.as_ref())
+    }
+
+    /// The same to read from while turns go on: its items stay as they are.
+    pub(super) fn copy(&self) -> Result<Box<dyn State>, String> {
+        let items = self.items.as_ref().map(Handle::copy);
+        self.reload_with(items.as_ref())
+    }
+
+    fn reload_with(&self, items: Option<&Handle>) -> Result<Box<dyn State>, String> {
         if self.bytes.is_empty() {
-            return fresh(&*self.kind);
+            return fresh(&*self.kind, items);
         }
-        self.kind.decode(&self.bytes[FINGERPRINT_BYTES..])
+        decode(items, || self.kind.decode(&self.bytes[FINGERPRINT_BYTES..]))
     }
 
     /// Whether it may leave memory.
     pub(super) fn idle(&self, applied: RecordSeq) -> bool {
-        self.state.is_some() && self.waiting.is_empty() && self.settled_at <= applied
+        let copied = self.items.as_ref().is_some_and(Handle::is_copied);
+        self.state.is_some() && self.waiting.is_empty() && self.settled_at <= applied && !copied
     }
 }
 
 /// The state of an actor that has no record.
-pub(super) fn fresh(kind: &dyn Kind) -> Result<Box<dyn State>, String> {
-    caught("when made by default", || Ok(kind.fresh()))
+pub(super) fn fresh(kind: &dyn Kind, items: Option<&Handle>) -> Result<Box<dyn State>, String> {
+    decode(items, || caught("when made by default", || Ok(kind.fresh())))
+}
+
+/// Makes a state whose collections have these items.
+fn decode(
+    items: Option<&Handle>,
+    decode: impl FnOnce() -> Result<Box<dyn State>, String>,
+) -> Result<Box<dyn State>, String> {
+    let Some(items) = items else { return decode() };
+    let (state, seen) = collections::within(Doing::Decode, items, decode);
+    items.decoded(seen);
+    state
 }
 
 /// Decodes a stored state; one of an older schema is given back in today's form.
@@ -73,6 +98,7 @@ pub(super) fn read_state(
     rows: &dyn RowStore,
     group: GroupId,
     kind: &dyn Kind,
+    items: Option<&Handle>,
     stored: Vec<u8>,
 ) -> Result<(Box<dyn State>, Bytes), String> {
     let (fingerprint, bytes) = stored
@@ -80,7 +106,7 @@ pub(super) fn read_state(
         .ok_or_else(|| "it is shorter than its fingerprint".to_owned())?;
     let fingerprint = u64::from_be_bytes(*fingerprint);
     if fingerprint == kind.fingerprint() {
-        let state = kind.decode(bytes)?;
+        let state = decode(items, || kind.decode(bytes))?;
         return Ok((state, Bytes::from(stored)));
     }
     let schema = rows
@@ -88,7 +114,8 @@ pub(super) fn read_state(
         .map_err(|error| error.to_string())?
         .ok_or_else(|| format!("its schema {fingerprint:016x} is not in the log"))?;
     let schema = Schema::decode(&schema).map_err(|error| error.to_string())?;
-    let state = kind.upgrade(bytes, &schema)?;
+    let state = decode(items, || kind.upgrade(bytes, &schema))?;
+    items.map_or(Ok(()), Handle::find_lost)?;
     let today = state.encode_into(kind.fingerprint().to_be_bytes().to_vec())?;
     Ok((state, Bytes::from(today)))
 }
@@ -120,21 +147,26 @@ impl Host {
             .rows
             .get(self.group, &rows::state(actor))
             .map_err(|error| self.storage_fault("state", actor, &error))?;
+        let items = kind.has_collections().then(|| {
+            Handle::of(actor.clone(), self.group, self.shared.rows.clone(), self.collection_ids.clone())
+        });
         let (state, bytes) = match stored {
             None => {
                 if for_call {
                     self.admit_newcomer()?;
                 }
-                let state = fresh(&**kind).map_err(|why| self.storage_fault("state", actor, &why))?;
+                let state =
+                    fresh(&**kind, items.as_ref()).map_err(|why| self.storage_fault("state", actor, &why))?;
                 (state, Bytes::new())
             }
-            Some(stored) => read_state(&*self.shared.rows, self.group, &**kind, stored)
+            Some(stored) => read_state(&*self.shared.rows, self.group, &**kind, items.as_ref(), stored)
                 .map_err(|why| self.storage_fault("state", actor, &why))?,
         };
         let act = Activation {
             kind: kind.clone(),
             state: Some(state),
             bytes,
+            items,
             settled_at: RecordSeq(0),
             last_used: now,
             waiting: VecDeque::new(),
@@ -199,16 +231,19 @@ impl Host {
         Ok((fingerprint, bytes, changed))
     }
 
-    /// Puts the schema of a state in the log, unless it is there.
-    pub(super) fn append_schema(&mut self, actor: &ActorId, fingerprint: u64) {
+    /// The schema of an actor's state, encoded.
+    pub(super) fn state_schema(&self, actor: &ActorId) -> Option<Bytes> {
+        let (root, types) = self.activations.get(actor)?.kind.state_schema();
+        let schema = Schema { root, types };
+        Some(Bytes::from(postcard::to_stdvec(&schema).expect("a schema always encodes")))
+    }
+
+    /// Puts a schema in the log, unless it is there.
+    pub(super) fn append_schema(&mut self, fingerprint: u64, schema: Bytes) {
         let stored = self.shared.rows.get(self.group, &rows::schema(fingerprint));
         if matches!(stored, Ok(Some(_))) {
             return;
         }
-        let Some(act) = self.activations.get(actor) else { return };
-        let (root, types) = act.kind.state_schema();
-        let schema = Schema { root, types };
-        let schema = Bytes::from(postcard::to_stdvec(&schema).expect("a schema always encodes"));
         let size = schema.len();
         let seq = self.append(Record::Schema { fingerprint, schema }, size);
         self.owed.push_back(Owed::nothing(seq));

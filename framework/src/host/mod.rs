@@ -10,6 +10,7 @@
 mod activation;
 mod dead;
 pub(crate) mod events;
+mod items;
 mod lines;
 pub(crate) mod newcomers;
 mod owed;

@@ -30,6 +30,8 @@ pub(super) struct Owed {
     pub(super) sends: bool,
     /// When the earliest reminder that was set is due.
     pub(super) due: Option<Millis>,
+    /// Whose items the rows have now.
+    pub(super) items: Option<ActorId>,
     /// Whose events to hand to followers.
     pub(super) published: Option<ActorId>,
 }
@@ -45,6 +47,7 @@ impl Owed {
             reminder: None,
             sends: false,
             due: None,
+            items: None,
             published: None,
         }
     }

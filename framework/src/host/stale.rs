@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use perennial_core::id::{GroupId, NodeId, PartitionId};
+use perennial_core::id::{GroupId, NodeId, PartitionId, Term};
 use perennial_core::partition::rows;
 use tokio::sync::Semaphore;
 
@@ -18,6 +18,7 @@ use crate::actor::{Answer, Kind, State};
 use crate::app::Kinds;
 use crate::call::{Answered, Caller};
 use crate::clock::Clock;
+use crate::collections::{Handle, Ids};
 use crate::ctx::TurnEnv;
 use crate::error::Fault;
 use crate::replica::ReplicaHandle;
@@ -80,6 +81,10 @@ impl StaleReads {
             let (kind, method) = (kind.name().to_owned(), described.name.to_owned());
             return Err(Fault::NotARead { kind, method });
         }
+        if described.asynchronous && kind.has_collections() {
+            // Its items may change while it runs: only the leader can keep them as they were.
+            return Ok(None);
+        }
         let Ok(_running) = self.running.try_acquire() else {
             HostCounters::add(&self.counters.overloaded, 1);
             return Err(Fault::Overloaded {
@@ -126,12 +131,16 @@ impl StaleReads {
     }
 
     fn state(&self, group: GroupId, call: &HostCall, kind: &dyn Kind) -> Result<Box<dyn State>, Fault> {
-        let rows = &*self.replica.rows();
+        let rows = self.replica.rows();
+        let items = kind
+            .has_collections()
+            .then(|| Handle::of(call.target.clone(), group, rows.clone(), Ids::new(Term(0))).copy());
+        let items = items.as_ref();
         let unreadable =
             |why: String| Fault::Unreadable { what: "state".into(), at: call.target.to_string(), why };
         match rows.get(group, &rows::state(&call.target)).map_err(|error| unreadable(error.to_string()))? {
-            None => fresh(kind).map_err(unreadable),
-            Some(stored) => Ok(read_state(rows, group, kind, stored).map_err(unreadable)?.0),
+            None => fresh(kind, items).map_err(unreadable),
+            Some(stored) => Ok(read_state(&*rows, group, kind, items, stored).map_err(unreadable)?.0),
         }
     }
 

@@ -29,11 +29,12 @@ use super::sweep::SWEEP_PERIOD;
 use super::unrecorded::Unrecorded;
 use super::{
     Ended, Gauges, HostCall, HostCounters, HostMessage, HostShared, MAILBOX_CALLS_MAX, Opening, ReplyTo,
-    STATE_BYTES_MAX, TurnDone, events,
+    STATE_BYTES_MAX, TurnDone, events, items,
 };
 use crate::actor::{Answer, Args, Finished, Format, Kind, Unusable, caught};
 use crate::app::Kinds;
 use crate::call::{Answered, LASTING};
+use crate::collections::Ids;
 use crate::ctx::{Effects, TurnEnv};
 use crate::error::Fault;
 
@@ -157,7 +158,10 @@ pub(crate) struct Host {
     /// The record that last forgot kept replies.
     pub(super) forgetting: Option<RecordSeq>,
     /// Schemas known to be in the log, by fingerprint.
-    schemas: HashSet<u64, FixedState>,
+    pub(super) schemas: HashSet<u64, FixedState>,
+    pub(super) collection_ids: Ids,
+    /// The record that last forgot dropped items.
+    pub(super) forgetting_items: Option<RecordSeq>,
     /// Async turns and pauses. They end with the host: a turn that can no longer commit must neither
     /// make further calls nor keep its caller waiting.
     tasks: tokio::task::JoinSet<()>,
@@ -193,6 +197,8 @@ impl Host {
             made_room: None,
             forgetting: None,
             schemas: HashSet::default(),
+            collection_ids: Ids::new(opening.epoch),
+            forgetting_items: None,
             tasks: tokio::task::JoinSet::new(),
         };
         host.count_dead();
@@ -351,7 +357,7 @@ impl Host {
             return self.answer_as_read(reply, answered);
         }
         // While an async write runs, and for async reads: a copy as of the last record.
-        let mut copy = match act.reload() {
+        let mut copy = match act.copy() {
             Ok(copy) => copy,
             Err(why) => {
                 let fault = self.storage_fault("state", &call.target, &why);
@@ -529,7 +535,7 @@ impl Host {
 
     /// Turns a finished turn into a record, or undoes it.
     fn finish(&mut self, actor: ActorId, work: Work, finished: Finished) {
-        let Finished { answer, effects } = finished;
+        let Finished { answer, mut effects } = finished;
         if !matches!(answer, Answer::Ok(_)) {
             return self.undo(actor, work, answer);
         }
@@ -541,6 +547,7 @@ impl Host {
             let fault = too_large("the state", &actor, bytes.len(), STATE_BYTES_MAX);
             return self.undo(actor, work, Answer::Fault(fault));
         }
+        let draft = self.take_items(&actor, &mut effects);
         if !changed && effects.is_empty() && matches!(work, Work::Call(..)) {
             return self.end_unrecorded(work, answer);
         }
@@ -561,8 +568,14 @@ impl Host {
                 return self.undo(actor, work, Answer::Fault(fault));
             }
         }
-        if changed && self.schemas.insert(fingerprint) {
-            self.append_schema(&actor, fingerprint);
+        if changed
+            && self.schemas.insert(fingerprint)
+            && let Some(schema) = self.state_schema(&actor)
+        {
+            self.append_schema(fingerprint, schema);
+        }
+        if let Some(draft) = draft {
+            self.record_items(&actor, draft);
         }
         let state = changed.then(|| Bytes::from(bytes.into_boxed_slice()));
         self.record(actor, work, answer, state, effects);
@@ -589,6 +602,9 @@ impl Host {
     fn undo(&mut self, actor: ActorId, mut work: Work, answer: Answer) {
         HostCounters::add(&self.shared.counters.undone, 1);
         if let Some(act) = self.activations.get_mut(&actor) {
+            if let Some(items) = &act.items {
+                drop(items.take_draft());
+            }
             act.state = Some(act.reload().unwrap_or_else(|why| {
                 // Calls of this actor fail and say why; each of them tries to read it anew.
                 tracing::error!(%actor, why, "a state cannot be read back");
@@ -650,6 +666,7 @@ impl Host {
         owed.due = effects.reminders.iter().filter_map(due_of).min();
         let published = effects.events.len() as u32;
         owed.published = (published > 0).then(|| actor.clone());
+        owed.items = (!effects.items.is_empty()).then(|| actor.clone());
         HostCounters::add(&self.shared.counters.events, u64::from(published));
         let next = RecordSeq(self.spec.next_record().0 + 1);
         let mut trim = false;
@@ -671,6 +688,7 @@ impl Host {
             sends: effects.sends,
             reminders: effects.reminders,
             events: effects.events,
+            items: effects.items,
         };
         let from = owed.message.map(|(from, _)| from);
         owed.seq = self.append(Record::Turn(Box::new(turn)), size);
@@ -749,6 +767,9 @@ impl Host {
             if let Some(fired) = owed.reminder {
                 self.firing.remove(&fired);
             }
+            if let Some(actor) = owed.items {
+                self.items_applied(&actor);
+            }
             sends |= owed.sends;
             due = due.into_iter().chain(owed.due).min();
             published.extend(owed.published);
@@ -806,6 +827,7 @@ fn effects_size(effects: &Effects) -> usize {
     let message = |m: &Message| m.args.len() + m.method.len() + m.target.as_str().len() + 16;
     effects.sends.iter().map(message).sum::<usize>()
         + effects.events.iter().map(|e| e.len() + 4).sum::<usize>()
+        + effects.items.iter().map(items::change_size).sum::<usize>()
         + effects
             .reminders
             .iter()

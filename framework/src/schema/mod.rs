@@ -119,14 +119,14 @@ fn nested<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<T, 
 pub struct Types {
     /// The types.
     pub by_name: BTreeMap<String, Shape>,
-    /// Which Rust type took which name; empty in stored schemas.
+    /// Which Rust type took which name, and whether one is a collection; empty in stored schemas.
     #[serde(skip)]
     entered: Entered,
 }
 
 /// Not part of a schema's identity.
 #[derive(Debug, Clone, Default)]
-struct Entered(BTreeMap<TypeId, String>);
+struct Entered(BTreeMap<TypeId, String>, bool);
 
 impl PartialEq for Entered {
     fn eq(&self, _: &Self) -> bool {
@@ -136,6 +136,16 @@ impl PartialEq for Entered {
 impl Eq for Entered {}
 
 impl Types {
+    /// Takes note that there is a collection among the types: values of them belong to an actor's state.
+    pub(crate) fn holds_collections(&mut self) {
+        self.entered.1 = true;
+    }
+
+    /// Whether there is a collection among the types, as far as they were described by Rust types.
+    pub(crate) fn has_collections(&self) -> bool {
+        self.entered.1
+    }
+
     /// Enters the type `T` unless it is there, and refers to it. A second Rust type of the same name is
     /// entered as `Name#2`, and so on. A recursive type finds itself entered.
     pub fn named<T: 'static>(&mut self, name: &str, shape: impl FnOnce(&mut Self) -> Shape) -> Type {

@@ -32,7 +32,7 @@ const EPOCH: Term = Term(1);
 pub struct TestApp {
     router: Arc<Router>,
     hosts: Arc<Hosts>,
-    rows: Arc<MemoryRows>,
+    rows: Arc<dyn RowStore>,
     supervisor: ractor::ActorRef<Quiet>,
 }
 
@@ -42,6 +42,13 @@ impl TestApp {
     /// # Panics
     /// Outside a Tokio runtime.
     pub async fn new(app: App) -> Self {
+        Self::on(app, Arc::new(MemoryRows::default())).await
+    }
+
+    /// The same on rows that may be there already; for benchmarks. What partitions know beside their rows,
+    /// such as answers of calls, begins anew.
+    #[doc(hidden)]
+    pub async fn on(app: App, rows: Arc<dyn RowStore>) -> Self {
         let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");
         let node = NodeId::new("test").expect("a valid node id");
         let spec = MemberSpec::new(node.clone(), "test:1");
@@ -51,7 +58,6 @@ impl TestApp {
         let router = Router::new(hosts.clone());
         router.set_me(MemberId(1));
         router.update(state);
-        let rows = Arc::new(MemoryRows::default());
         let log = Arc::new(InstantLog {
             machines: partitions
                 .iter()
@@ -99,6 +105,14 @@ impl TestApp {
         DeadLetters::new(self.caller(), partitions)
     }
 
+    /// The applied rows of its partitions.
+    #[cfg(test)]
+    pub(crate) fn rows(&self) -> Vec<crate::replica::Row> {
+        let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");
+        let rows = |partition| self.rows.scan(GroupId::of(partition), &[], None, usize::MAX);
+        partitions.iter().flat_map(|partition| rows(partition).expect("rows in memory can be read")).collect()
+    }
+
     /// Waits until messages between actors that are on their way have arrived.
     pub async fn settle(&self) {
         let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");
@@ -124,7 +138,7 @@ impl Drop for TestApp {
 /// A log that commits at once.
 struct InstantLog {
     machines: BTreeMap<GroupId, Mutex<(LogIndex, Partition)>>,
-    rows: Arc<MemoryRows>,
+    rows: Arc<dyn RowStore>,
     hosts: Arc<Hosts>,
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use perennial::prelude::*;
 
+use super::shelf::Shelf;
+
 /// Adds one.
 #[data]
 #[derive(Default)]
@@ -128,5 +130,10 @@ impl Agent {
 /// The application of a simulation.
 #[must_use]
 pub fn app() -> App {
-    App::new("simulation").actor::<Counter>().actor::<Purse>().actor::<Alarm>().actor::<Agent>()
+    App::new("simulation")
+        .actor::<Counter>()
+        .actor::<Purse>()
+        .actor::<Alarm>()
+        .actor::<Agent>()
+        .actor::<Shelf>()
 }

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::app::{Agent, Alarm, Counter, Payment, Purse};
 use super::invariants::stale::{Acknowledged, StaleRead};
+use super::shelf::{self, Book};
 use crate::nemesis::history::{Action, Op, Outcome};
 
 /// Counters that clients call.
@@ -44,6 +45,16 @@ pub struct Told {
     pub outcome: Outcome,
 }
 
+impl Told {
+    /// What was answered.
+    pub(super) fn value(&self) -> Option<i64> {
+        match self.outcome {
+            Outcome::Value(value) => Some(value),
+            Outcome::NotApplied | Outcome::Unknown => None,
+        }
+    }
+}
+
 /// What all clients were told.
 #[derive(Debug, Default)]
 pub struct Heard {
@@ -59,6 +70,10 @@ pub struct Heard {
     pub alarms: Vec<Told>,
     /// Calls of agents; the number is that of the agent.
     pub relays: Vec<Told>,
+    /// Changes of shelves; the value is the place.
+    pub changes: Vec<Told>,
+    /// Shelves that did not fit together when they were read.
+    pub audits: Vec<String>,
     /// Acknowledged calls.
     pub acknowledged: u64,
     /// Faults that a caller cannot do anything about, which none of the faults here should cause.
@@ -100,7 +115,7 @@ impl Shared {
         self.ticks.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn number(&self) -> u64 {
+    pub(super) fn number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 }
@@ -222,6 +237,8 @@ pub struct Books {
     pub purses: Vec<(String, Vec<Payment>, Vec<Payment>)>,
     /// Set and rung, by alarm.
     pub alarms: Vec<(String, Vec<u64>, Vec<u64>)>,
+    /// What is on each shelf.
+    pub shelves: Vec<(String, Book)>,
     /// What an agent has done, and the sum of its counter.
     pub agents: Vec<(u64, i64, i64)>,
     /// Dead letters.
@@ -244,6 +261,7 @@ pub async fn read_books(client: &Client) -> Option<Books> {
     }
     let dead = client.dead_letters().list(&DeadFilter::default(), usize::MAX).await;
     books.dead = dead.letters;
+    books.shelves = shelf::read_books(client).await?;
     dead.unanswered.is_empty().then_some(books)
 }
 

@@ -10,6 +10,7 @@ pub mod faults;
 pub mod invariants;
 pub mod load;
 pub mod operator;
+pub mod shelf;
 pub mod trace;
 pub mod world;
 
@@ -121,14 +122,15 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
         let (hub, link, ids) = (world.hub.clone(), world.link.clone(), world.ids());
         let (shared, clients) = (shared.clone(), clients.clone());
         let me = NodeId::new(&format!("k{number}")).expect("k1 is a node id");
-        let seeds: [u64; DRIVERS] = random.random();
+        let (seeds, shelves): ([u64; DRIVERS], u64) = random.random();
         drivers.push(world.clients.spawn(async move {
             let client = load::connect(&hub, &me, &ids, &link).await;
             lock(&clients).push(client.clone());
             let driving = seeds
                 .into_iter()
                 .map(|seed| load::drive(client.clone(), format!("{me} {seed:x}"), seed, shared.clone()));
-            futures_util::future::join_all(driving).await;
+            let driving = futures_util::future::join_all(driving);
+            futures_util::future::join(driving, shelf::drive(client.clone(), shelves, shared.clone())).await;
         }));
     }
     drivers.push(world.clients.spawn({
@@ -158,7 +160,8 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
     shared.heard(|heard| {
         report.acknowledged = heard.acknowledged;
         report.unexpected = std::mem::take(&mut heard.unexpected);
-        let told = heard.payments.iter().chain(&heard.alarms).chain(&heard.relays).map(|told| told.outcome);
+        let told = heard.payments.iter().chain(&heard.alarms).chain(&heard.relays).chain(&heard.changes);
+        let told = told.map(|told| told.outcome);
         let outcomes = heard.ops.iter().map(|op| op.outcome).chain(told);
         report.stale = heard.stale.len() as u64;
         report.unknown = outcomes.filter(|outcome| *outcome == Outcome::Unknown).count() as u64;
@@ -271,6 +274,7 @@ fn finish(
             invariants::dead_letters_are_those_of_the_log(&last, &deaths),
             invariants::every_alarm_rings_once(&heard.alarms, &last),
             invariants::nested_calls_run_once(&heard.relays, &last),
+            invariants::collections_hold_what_was_acknowledged(&heard.changes, &heard.audits, &last),
         ]
     });
     drop(deaths);

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dead::{DeadIndex, DeadLetter, DeadTaken, KeptLetter, Origin};
 use super::dedup::{Dedup, Known};
-use super::record::{Batch, Cause, Keep, Message, Record, ReminderChange, Turn};
+use super::record::{Batch, Cause, ItemChange, Keep, Message, Record, ReminderChange, Turn};
 use super::rows;
 use crate::hash::{PartitionCount, partition_of};
 use crate::id::{ActorId, LogIndex, PartitionId, RecordSeq, RequestId, Term};
@@ -233,6 +233,14 @@ impl Partition {
             }
             Record::Died(letter) => self.apply_death(letter, out),
             Record::DeadTaken(taken) => self.apply_taken(taken, out),
+            Record::ItemsForgotten { actor, collection, upto, dropped } => {
+                let (from, end) = rows::items(actor, *collection);
+                let to = upto.as_ref().map_or(end, |key| rows::item(actor, *collection, key));
+                out.push(|| RowOp::DeleteRange { from, to });
+                if let Some(below) = dropped {
+                    out.push(|| RowOp::Delete { key: rows::dropped(actor, *collection, below) });
+                }
+            }
         }
     }
 
@@ -325,6 +333,20 @@ impl Partition {
         for event in &turn.events {
             out.push(|| RowOp::Put { key: rows::event(&turn.actor, index, *events), value: event.to_vec() });
             *events += 1;
+        }
+        for change in &turn.items {
+            out.push(|| match change {
+                ItemChange::Put { collection, key, value } => {
+                    RowOp::Put { key: rows::item(&turn.actor, *collection, key), value: value.to_vec() }
+                }
+                ItemChange::Delete { collection, key } => {
+                    RowOp::Delete { key: rows::item(&turn.actor, *collection, key) }
+                }
+                ItemChange::Drop { collection, below } => {
+                    let key = rows::dropped(&turn.actor, *collection, below);
+                    RowOp::Put { key, value: Vec::new() }
+                }
+            });
         }
     }
 }

@@ -17,6 +17,8 @@ pub const RECORD_BYTES_MAX: usize = 512 * 1024;
 pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Longest name of a reminder in a record, in bytes; it is part of a row's key.
 pub const NAME_BYTES_MAX: usize = 1024;
+/// Longest key of an item of a collection, encoded, in bytes; it is part of a row's key.
+pub const ITEM_KEY_BYTES_MAX: usize = 1024;
 /// Most records in a batch.
 pub const BATCH_RECORDS_MAX: usize = 2048;
 
@@ -47,6 +49,11 @@ impl Batch {
                     ReminderChange::Set { name, .. } | ReminderChange::Cancel { name, .. } => name,
                 });
                 cause.into_iter().chain(changes).all(|name| name.len() <= NAME_BYTES_MAX)
+                    && turn.items.iter().all(|change| change.key().len() <= ITEM_KEY_BYTES_MAX)
+            }
+            Record::ItemsForgotten { upto, dropped, .. } => {
+                let keys = upto.iter().chain(dropped);
+                keys.into_iter().all(|key| key.len() <= ITEM_KEY_BYTES_MAX)
             }
             Record::Died(letter) => match &letter.origin {
                 Origin::Reminder { name, .. } => name.len() <= NAME_BYTES_MAX,
@@ -91,6 +98,17 @@ pub enum Record {
     Died(Box<DeadLetter>),
     /// A dead letter is dropped or sent again.
     DeadTaken(Box<DeadTaken>),
+    /// Items of a collection that were dropped are gone, from the first one on.
+    ItemsForgotten {
+        /// Whose collection.
+        actor: ActorId,
+        /// Which one.
+        collection: CollectionId,
+        /// Items below this key are gone; `None`: all of them.
+        upto: Option<Bytes>,
+        /// The key of the [`ItemChange::Drop`] that this completes.
+        dropped: Option<Bytes>,
+    },
 }
 
 /// What one turn changed; all of it or nothing is applied.
@@ -108,6 +126,55 @@ pub struct Turn {
     pub reminders: Vec<ReminderChange>,
     /// Published events, in order.
     pub events: Vec<Bytes>,
+    /// Changes of the actor's collections.
+    pub items: Vec<ItemChange>,
+}
+
+/// A collection inside an actor's state; unique for the actor, and never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CollectionId {
+    /// The term in which it was made.
+    pub term: Term,
+    /// Its number among the partition's of that term.
+    pub number: u64,
+}
+
+/// A change of one of the actor's collections, as an after-image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ItemChange {
+    /// The item has this value from now on.
+    Put {
+        /// Which collection.
+        collection: CollectionId,
+        /// Which item; keys sort as their bytes do.
+        key: Bytes,
+        /// Its whole new value.
+        value: Bytes,
+    },
+    /// The item is gone.
+    Delete {
+        /// Which collection.
+        collection: CollectionId,
+        /// Which item.
+        key: Bytes,
+    },
+    /// Nobody reads the items below a key any more; their rows are forgotten little by little.
+    Drop {
+        /// Which collection.
+        collection: CollectionId,
+        /// The first item that stays; empty when none does.
+        below: Bytes,
+    },
+}
+
+impl ItemChange {
+    /// The key that it names.
+    #[must_use]
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key, .. } | Self::Drop { below: key, .. } => key,
+        }
+    }
 }
 
 /// What asked for a turn, with what must be remembered of it.

@@ -4,7 +4,8 @@
 //! An actor inside a key is its length (two bytes) and its text, so that no actor's rows are a prefix
 //! of another's. Keys are relative to the partition; the store puts the group in front.
 
-use crate::id::{ActorId, LogIndex, PartitionId, RequestId, SessionId};
+use super::record::CollectionId;
+use crate::id::{ActorId, LogIndex, PartitionId, RequestId, SessionId, Term};
 use crate::time::Millis;
 
 const STATE: u8 = b'S';
@@ -16,6 +17,8 @@ const REMINDER_NAME: u8 = b'N';
 const EVENT: u8 = b'E';
 const SCHEMA: u8 = b'F';
 const DEAD: u8 = b'D';
+const ITEM: u8 = b'I';
+const DROPPED: u8 = b'G';
 
 /// State of an actor.
 #[must_use]
@@ -205,6 +208,100 @@ pub fn read_dead(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(number.try_into().ok()?))
 }
 
+/// An item of a collection.
+#[must_use]
+pub fn item(actor: &ActorId, collection: CollectionId, key: &[u8]) -> Vec<u8> {
+    collection_key(ITEM, actor, collection, key)
+}
+
+/// All items of a collection, as a range; their own keys stand behind what its start has.
+#[must_use]
+pub fn items(actor: &ActorId, collection: CollectionId) -> (Vec<u8>, Vec<u8>) {
+    let from = item(actor, collection, &[]);
+    let to = next_prefix(&from);
+    (from, to)
+}
+
+/// Where an actor's items begin of collections behind this one, or of all; up to the range's end.
+#[must_use]
+pub fn items_after(actor: &ActorId, collection: Option<CollectionId>) -> (Vec<u8>, Vec<u8>) {
+    let mut all = vec![ITEM];
+    push_actor(&mut all, actor);
+    let to = next_prefix(&all);
+    (collection.map_or(all, |collection| items(actor, collection).1), to)
+}
+
+/// The collection of a key of [`item`], and the item's own key.
+#[must_use]
+pub fn read_item(key: &[u8]) -> Option<(ActorId, CollectionId, &[u8])> {
+    read_collection_key(ITEM, key)
+}
+
+/// Says that the items of a collection below this one are to be forgotten.
+#[must_use]
+pub fn dropped(actor: &ActorId, collection: CollectionId, below: &[u8]) -> Vec<u8> {
+    collection_key(DROPPED, actor, collection, below)
+}
+
+/// All rows of [`dropped`], as a range.
+#[must_use]
+pub fn all_dropped() -> (Vec<u8>, Vec<u8>) {
+    (vec![DROPPED], vec![DROPPED + 1])
+}
+
+/// Reads a key of [`dropped`].
+#[must_use]
+pub fn read_dropped(key: &[u8]) -> Option<(ActorId, CollectionId, &[u8])> {
+    read_collection_key(DROPPED, key)
+}
+
+fn collection_key(tag: u8, actor: &ActorId, collection: CollectionId, key: &[u8]) -> Vec<u8> {
+    let mut row = Vec::with_capacity(12 + actor.as_str().len() + key.len());
+    row.push(tag);
+    push_actor(&mut row, actor);
+    push_number(&mut row, collection.term.0);
+    push_number(&mut row, collection.number);
+    row.extend_from_slice(key);
+    row
+}
+
+fn read_collection_key(tag: u8, key: &[u8]) -> Option<(ActorId, CollectionId, &[u8])> {
+    let (found, rest) = key.split_first()?;
+    let (actor, rest) = split_actor(rest).filter(|_| *found == tag)?;
+    let (term, rest) = split_number(rest)?;
+    let (number, rest) = split_number(rest)?;
+    Some((actor, CollectionId { term: Term(term), number }, rest))
+}
+
+/// A number in as few bytes as it needs, behind their count: in order, and none is a prefix of another.
+fn push_number(key: &mut Vec<u8>, number: u64) {
+    let bytes = number.to_be_bytes();
+    let unused = number.leading_zeros() as usize / 8;
+    key.push((bytes.len() - unused) as u8);
+    key.extend_from_slice(&bytes[unused..]);
+}
+
+fn split_number(key: &[u8]) -> Option<(u64, &[u8])> {
+    let (&len, rest) = key.split_first()?;
+    let (digits, rest) = rest.split_at_checked(usize::from(len)).filter(|_| len <= 8)?;
+    if digits.first() == Some(&0) {
+        return None;
+    }
+    Some((digits.iter().fold(0, |number, &digit| number << 8 | u64::from(digit)), rest))
+}
+
+/// The first key behind all that begin with this one. Not empty: the tag is below 255.
+fn next_prefix(prefix: &[u8]) -> Vec<u8> {
+    let mut next = prefix.to_vec();
+    while let Some(last) = next.pop() {
+        if last < u8::MAX {
+            next.push(last + 1);
+            break;
+        }
+    }
+    next
+}
+
 fn push_actor(key: &mut Vec<u8>, actor: &ActorId) {
     let text = actor.as_str().as_bytes();
     key.extend_from_slice(&(text.len() as u16).to_be_bytes());
@@ -249,6 +346,9 @@ mod tests {
         assert_eq!(reminder_name(&actor, "tick"), [b"N", &named[..], b"tick"].concat());
         assert_eq!(event(&actor, LogIndex(4), 1), [b"E", &named[..], &long(4), &[0, 0, 0, 1]].concat());
         assert_eq!(schema(6), [b"F", &long(6)[..]].concat());
+        let collection = CollectionId { term: Term(300), number: 0 };
+        assert_eq!(item(&actor, collection, b"k"), [b"I", &named[..], &[2, 1, 44, 0], b"k"].concat());
+        assert_eq!(dropped(&actor, collection, b"k"), [b"G", &named[..], &[2, 1, 44, 0], b"k"].concat());
     }
 
     #[test]
@@ -256,10 +356,22 @@ mod tests {
         let actor: ActorId = "C/a".parse().unwrap();
         let request = RequestId { session: SessionId(u128::MAX), seq: u64::MAX };
         let within = |(from, to): (Vec<u8>, Vec<u8>), key: Vec<u8>| from <= key && key < to;
-        let tags = [STATE, KEPT_REPLY, KEPT_UNTIL, OUTBOX, REMINDER_DUE, REMINDER_NAME, EVENT, SCHEMA];
+        let tags = [
+            STATE,
+            KEPT_REPLY,
+            KEPT_UNTIL,
+            OUTBOX,
+            REMINDER_DUE,
+            REMINDER_NAME,
+            EVENT,
+            SCHEMA,
+            ITEM,
+            DROPPED,
+        ];
         for tag in tags {
             assert_eq!(within(states(), vec![tag, 0xff]), tag == STATE);
             assert_eq!(within(reminders(), vec![tag, 0xff]), tag == REMINDER_DUE);
+            assert_eq!(within(all_dropped(), vec![tag, 0xff]), tag == DROPPED);
             assert_eq!(within(kept_before(Millis(9)), vec![tag, 0]), tag == KEPT_UNTIL);
         }
         assert!(within(kept_before(Millis(9)), kept_until(Millis(8), request)));
@@ -274,6 +386,40 @@ mod tests {
         let after = reminders_after(Millis(5));
         assert!(reminder_due(Millis(5), &actor, "z") < after && after < reminder_due(Millis(6), &actor, ""));
         assert!(reminder_due(Millis(7), &actor, "") > reminders_after(Millis(5)));
+    }
+
+    #[test]
+    fn items_stand_with_their_collection_and_in_order() {
+        let actors: [ActorId; 2] = ["C/a".parse().unwrap(), "C/a\u{7f}".parse().unwrap()];
+        let numbers = [0, 1, 255, 256, 65_535, 1 << 40, u64::MAX];
+        let mut all = Vec::new();
+        for actor in &actors {
+            for (term, number) in numbers.iter().flat_map(|term| numbers.map(|number| (*term, number))) {
+                let collection = CollectionId { term: Term(term), number };
+                for key in [&b""[..], b"\0", b"a", b"\xff\xff"] {
+                    let row = item(actor, collection, key);
+                    assert_eq!(read_item(&row), Some((actor.clone(), collection, key)));
+                    let (from, to) = items(actor, collection);
+                    assert!(from <= row && row < to);
+                    assert!(row < items_after(actor, Some(collection)).0);
+                    all.push((row, (actor, collection)));
+                }
+            }
+        }
+        assert!(all.is_sorted_by(|a, b| a.0 < b.0));
+        for (actor, collection) in all.iter().map(|(_, of)| *of) {
+            let (from, to) = items(actor, collection);
+            let within = all.iter().filter(|(row, _)| from <= *row && *row < to);
+            assert!(
+                within.clone().count() == 4 && within.into_iter().all(|(_, of)| *of == (actor, collection))
+            );
+        }
+        let (from, to) = items_after(&actors[0], None);
+        assert_eq!(all.iter().filter(|(row, _)| from <= *row && *row < to).count(), all.len() / 2);
+        let collection = CollectionId { term: Term(3), number: 4 };
+        let row = dropped(&actors[0], collection, b"k");
+        assert_eq!(read_dropped(&row), Some((actors[0].clone(), collection, &b"k"[..])));
+        assert_eq!((read_item(&row), read_item(&row[..5]), read_dropped(b"")), (None, None, None));
     }
 
     #[test]

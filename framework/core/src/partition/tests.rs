@@ -4,7 +4,9 @@ use bytes::Bytes;
 
 use super::apply::{ENTRY_BYTES_MAX, OutboxItem, Refusal, read_batch, read_meta};
 use super::dead::{DEAD_LETTERS_MAX, DeadLetter, DeadTaken, KeptLetter, Origin};
-use super::record::{Cause, Keep, Message, NAME_BYTES_MAX, ReminderChange, Turn};
+use super::record::{
+    Cause, CollectionId, ITEM_KEY_BYTES_MAX, ItemChange, Keep, Message, NAME_BYTES_MAX, ReminderChange, Turn,
+};
 use super::{Batch, Known, Line, Partition, Record, rows};
 use crate::hash::{PartitionCount, partition_of};
 use crate::id::{ActorId, LogIndex, PartitionId, RecordSeq, RequestId, SessionId, Term};
@@ -36,7 +38,15 @@ fn message(target: &str) -> Message {
 }
 
 fn turn(cause: Cause) -> Turn {
-    Turn { actor: actor(), cause, state: None, sends: Vec::new(), reminders: Vec::new(), events: Vec::new() }
+    Turn {
+        actor: actor(),
+        cause,
+        state: None,
+        sends: Vec::new(),
+        reminders: Vec::new(),
+        events: Vec::new(),
+        items: Vec::new(),
+    }
 }
 
 fn sending(cause: Cause, count: usize) -> Record {
@@ -330,6 +340,55 @@ fn names_that_do_not_fit_into_a_key_are_refused() {
         assert_eq!(fits(call(0, 0), vec![cancel]), expected);
         assert_eq!(fits(Cause::Reminder { name: name(bytes), due: Millis(1) }, Vec::new()), expected);
     }
+}
+
+#[test]
+fn keys_of_items_that_do_not_fit_are_refused() {
+    let collection = CollectionId { term: TERM, number: 1 };
+    let fits = |record| read_batch(&postcard::to_stdvec(&batch(3, 0, vec![record])).unwrap()).is_ok();
+    for (bytes, expected) in [(ITEM_KEY_BYTES_MAX, true), (ITEM_KEY_BYTES_MAX + 1, false)] {
+        let key = Bytes::from(vec![1; bytes]);
+        let changes = [
+            ItemChange::Put { collection, key: key.clone(), value: Bytes::new() },
+            ItemChange::Delete { collection, key: key.clone() },
+            ItemChange::Drop { collection, below: key.clone() },
+        ];
+        for change in changes {
+            let turn = Turn { items: vec![change], ..turn(call(0, 0)) };
+            assert_eq!(fits(Record::Turn(Box::new(turn))), expected);
+        }
+        for (upto, dropped) in [(Some(key.clone()), None), (None, Some(key))] {
+            assert_eq!(fits(Record::ItemsForgotten { actor: actor(), collection, upto, dropped }), expected);
+        }
+    }
+}
+
+#[test]
+fn items_are_rows_of_their_own_and_dropped_ones_are_forgotten_later() {
+    let mut replica = Replica::new();
+    let collection = CollectionId { term: TERM, number: 1 };
+    let key = |text: &'static str| Bytes::from_static(text.as_bytes());
+    let items = vec![
+        ItemChange::Put { collection, key: key("a"), value: key("1") },
+        ItemChange::Delete { collection, key: key("b") },
+        ItemChange::Drop { collection, below: key("a") },
+    ];
+    assert_eq!(
+        replica.turn(Turn { items, ..turn(Cause::Message { from: PartitionId(2), seq: 4 }) }),
+        [
+            put(rows::item(&actor(), collection, b"a"), "1"),
+            delete(rows::item(&actor(), collection, b"b")),
+            put(rows::dropped(&actor(), collection, b"a"), ""),
+        ]
+    );
+    let (from, to) = rows::items(&actor(), collection);
+    let forgotten = |upto, dropped| Record::ItemsForgotten { actor: actor(), collection, upto, dropped };
+    let some = replica.apply(vec![forgotten(Some(key("a")), None)]);
+    let upto = rows::item(&actor(), collection, b"a");
+    assert_eq!(some, [RowOp::DeleteRange { from: from.clone(), to: upto }]);
+    let all = replica.apply(vec![forgotten(None, Some(key("a")))]);
+    let done = delete(rows::dropped(&actor(), collection, b"a"));
+    assert_eq!(all, [RowOp::DeleteRange { from, to }, done]);
 }
 
 #[test]

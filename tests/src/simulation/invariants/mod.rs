@@ -9,6 +9,7 @@ pub mod convergence;
 pub mod dead;
 pub mod firings;
 pub mod gapless;
+pub mod items;
 pub mod leaders;
 pub mod messages;
 pub mod nested;
@@ -26,6 +27,7 @@ pub use answers::linearizable;
 pub use convergence::replicas_agree;
 pub use dead::{Deaths, dead_letters_are_those_of_the_log};
 pub use firings::every_alarm_rings_once;
+pub use items::collections_hold_what_was_acknowledged;
 pub use nested::nested_calls_run_once;
 pub use payments::every_payment_arrives_once;
 pub use stale::reads_are_no_older_than_they_say;
@@ -90,5 +92,6 @@ pub fn all(deaths: &Arc<Mutex<Deaths>>) -> Vec<Box<dyn Invariant>> {
         Box::<messages::InOrder>::default(),
         Box::<firings::Firings>::default(),
         Box::new(dead::Letters(deaths.clone())),
+        Box::<items::Collections>::default(),
     ]
 }
