@@ -550,6 +550,7 @@ fn nesting_and_lengths_are_limited() {
             types.by_name.insert("A".into(), Shape::Newtype(Type::Named("A".into())));
             types
         },
+        replaces: Vec::new(),
     };
     assert_eq!(endless.to_json(&[]), Err(SchemaError::TooDeep));
 
@@ -578,7 +579,7 @@ fn a_stored_schema_that_nests_too_deeply_is_refused() {
 #[test]
 fn a_schema_cannot_ask_for_more_values_than_the_bytes_pay_for() {
     // Each type holds the next one twice, and the last holds nothing: no bytes, 2^40 values.
-    let mut schema = Schema { root: Type::Named("0".to_owned()), types: Default::default() };
+    let mut schema = Schema { root: Type::Named("0".to_owned()), types: Default::default(), replaces: Vec::new() };
     for n in 0..40 {
         let next = Type::Named((n + 1).to_string());
         schema.types.by_name.insert(n.to_string(), Shape::Tuple(vec![next.clone(), next]));
@@ -596,7 +597,7 @@ fn a_schema_cannot_ask_for_more_values_than_the_bytes_pay_for() {
 
 #[test]
 fn a_long_chain_of_named_types_has_a_fingerprint() {
-    let mut schema = Schema { root: Type::Named("0".to_owned()), types: Default::default() };
+    let mut schema = Schema { root: Type::Named("0".to_owned()), types: Default::default(), replaces: Vec::new() };
     for n in 0..10_000 {
         let next = Type::Option(Box::new(Type::Named((n + 1).to_string())));
         schema.types.by_name.insert(n.to_string(), Shape::Newtype(next));

@@ -178,7 +178,7 @@ impl Host {
             .map_err(|error| unreadable(error.to_string()))?
             .ok_or_else(|| unreadable(format!("its schema {fingerprint:016x} is not in the log")))?;
         let schema = Schema::decode(&schema).map_err(|error| unreadable(error.to_string()))?;
-        let state = kind.upgrade(bytes, &schema).map_err(unreadable)?;
+        let state = kind.upgrade(bytes, &schema).map_err(|error| unreadable(error.to_string()))?;
         let today = state.encode_into(kind.fingerprint().to_be_bytes().to_vec()).map_err(unreadable)?;
         Ok((state, Bytes::from(today)))
     }
@@ -207,9 +207,8 @@ impl Host {
             return;
         }
         let Some(act) = self.activations.get(actor) else { return };
-        let (root, types) = act.kind.state_schema();
-        let schema = Schema { root, types };
-        let schema = Bytes::from(postcard::to_stdvec(&schema).expect("a schema always encodes"));
+        let schema = postcard::to_stdvec(&act.kind.schema()).expect("a schema always encodes");
+        let schema = Bytes::from(schema);
         let size = schema.len();
         let seq = self.append(Record::Schema { fingerprint, schema }, size);
         self.owed.push_back(Owed::nothing(seq));
