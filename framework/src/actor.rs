@@ -81,6 +81,14 @@ impl Method {
 }
 
 impl Method {
+    /// The schema of its arguments: a tuple.
+    #[must_use]
+    pub fn arguments(&self) -> Schema {
+        let mut types = Types::default();
+        let root = Type::Tuple(self.params.iter().map(|param| (param.schema)(&mut types)).collect());
+        Schema { root, types, replaces: Vec::new() }
+    }
+
     /// The schema to decode arguments by, if postcard alone could be made to nest without end or to run
     /// for ever by a few bytes; see [`Schema::is_explosive`].
     fn guard(&'static self) -> Option<Rc<Schema>> {
@@ -92,9 +100,7 @@ impl Method {
             return None;
         }
         let guard = || {
-            let mut types = Types::default();
-            let root = Type::Tuple(self.params.iter().map(|param| (param.schema)(&mut types)).collect());
-            let schema = Schema { root, types, replaces: Vec::new() };
+            let schema = self.arguments();
             schema.is_explosive().then(|| Rc::new(schema))
         };
         let address = std::ptr::from_ref(self) as usize;
@@ -278,6 +284,8 @@ pub trait Kind: Send + Sync {
     /// # Errors
     /// What is wrong with it.
     fn check(&self, encoded: &[u8]) -> Result<(), String>;
+    /// Enters the state's type and the events' type where other types may stand already.
+    fn describe(&self, types: &mut Types) -> (Type, Type);
     /// The state's schema, with what it replaces.
     fn schema(&self) -> Schema;
     /// Decodes a state that was written with another schema; see [`Data::upgrade`].
@@ -362,6 +370,10 @@ impl<A: Actor> Kind for KindOf<A> {
     }
     fn check(&self, encoded: &[u8]) -> Result<(), String> {
         self.guard.as_ref().map_or(Ok(()), |schema| schema.check(encoded).map_err(|e| e.to_string()))
+    }
+    fn describe(&self, types: &mut Types) -> (Type, Type) {
+        let state = A::schema(types);
+        (state, A::Event::schema(types))
     }
     fn schema(&self) -> Schema {
         Schema::of::<A>()

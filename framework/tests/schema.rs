@@ -565,7 +565,7 @@ fn nesting_and_lengths_are_limited() {
 fn a_stored_schema_that_nests_too_deeply_is_refused() {
     let option = |depth: usize| {
         let mut bytes = vec![9; depth];
-        bytes.extend([0, 0]);
+        bytes.extend([0, 0, 0]);
         Schema::decode(&bytes)
     };
     assert!(option(DEPTH_MAX).is_ok());

@@ -102,7 +102,13 @@ impl Host {
                 let state = fresh(&**kind).map_err(|why| self.storage_fault("state", actor, &why))?;
                 (state, Bytes::new())
             }
-            Some(stored) => self.decode_state(actor, kind, stored)?,
+            Some(stored) => match self.decode_state(kind, stored) {
+                Ok(decoded) => {
+                    self.readable(actor);
+                    decoded
+                }
+                Err(why) => return Err(self.unreadable(actor, why)),
+            },
         };
         let act = Activation {
             kind: kind.clone(),
@@ -155,32 +161,36 @@ impl Host {
         self.resident.store(self.activations.len() as u64, Ordering::Relaxed);
     }
 
-    /// Decodes a stored state; one of an older schema is given back in today's form.
+    /// Decodes a stored state; one of another schema is given back in today's form.
+    ///
+    /// # Errors
+    /// Why it cannot be read, and what to do.
     fn decode_state(
         &self,
-        actor: &ActorId,
         kind: &Arc<dyn Kind>,
         stored: Vec<u8>,
-    ) -> Result<(Box<dyn State>, Bytes), Fault> {
-        let unreadable = |why: String| self.storage_fault("state", actor, &why);
+    ) -> Result<(Box<dyn State>, Bytes), String> {
         let (fingerprint, bytes) = stored
             .split_first_chunk::<FINGERPRINT_BYTES>()
-            .ok_or_else(|| unreadable("it is shorter than its fingerprint".into()))?;
+            .ok_or_else(|| "it is shorter than its fingerprint".to_owned())?;
         let fingerprint = u64::from_be_bytes(*fingerprint);
-        if fingerprint == kind.fingerprint() {
-            let state = kind.decode(bytes).map_err(unreadable)?;
+        let today = kind.fingerprint();
+        if fingerprint == today {
+            let state = kind.decode(bytes)?;
             return Ok((state, Bytes::from(stored)));
         }
-        let schema = self
-            .shared
-            .rows
-            .get(self.group, &rows::schema(fingerprint))
-            .map_err(|error| unreadable(error.to_string()))?
-            .ok_or_else(|| unreadable(format!("its schema {fingerprint:016x} is not in the log")))?;
-        let schema = Schema::decode(&schema).map_err(|error| unreadable(error.to_string()))?;
-        let state = kind.upgrade(bytes, &schema).map_err(|error| unreadable(error.to_string()))?;
-        let today = state.encode_into(kind.fingerprint().to_be_bytes().to_vec()).map_err(unreadable)?;
-        Ok((state, Bytes::from(today)))
+        let row = self.shared.rows.get(self.group, &rows::schema(fingerprint));
+        let row = row.map_err(|error| error.to_string())?;
+        let row = row.ok_or_else(|| format!("its schema {fingerprint:016x} is not in the log"))?;
+        let schema = Schema::decode(&row).map_err(|error| error.to_string())?;
+        let state = kind.upgrade(bytes, &schema).map_err(|error| {
+            format!(
+                "it was stored with schema {fingerprint:016x}, this build has {today:016x}: {error}; \
+                 run a build that reads both, see `upgrade_from` in the documentation of #[data]"
+            )
+        })?;
+        let bytes = state.encode_into(today.to_be_bytes().to_vec())?;
+        Ok((state, Bytes::from(bytes)))
     }
 
     /// The state after a turn, behind its fingerprint, and whether it differs from the last record's.

@@ -8,6 +8,7 @@
 //! The ordering of outputs behind the commit is Durable Objects' output gate.
 
 mod activation;
+pub(crate) mod builds;
 pub(crate) mod events;
 mod lines;
 pub(crate) mod newcomers;
@@ -30,6 +31,7 @@ use perennial_core::time::Millis;
 use ractor::{ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 
+pub(crate) use self::builds::Builds;
 pub(crate) use self::turns::Host;
 use crate::actor::{Args, Finished, State};
 use crate::app::Kinds;
@@ -168,6 +170,7 @@ pub(crate) struct HostShared {
     pub(crate) courier: Arc<dyn Courier>,
     pub(crate) clock: Clock,
     pub(crate) counters: Arc<HostCounters>,
+    pub(crate) builds: Arc<dyn Builds>,
 }
 
 /// Counts and allowances over all hosts of a node.
@@ -213,6 +216,7 @@ pub(crate) struct HostHandle {
     mailbox: ActorRef<HostMessage>,
     calls: Arc<AtomicU64>,
     resident: Arc<AtomicU64>,
+    parked: Arc<AtomicU64>,
     counters: Arc<HostCounters>,
 }
 
@@ -244,6 +248,11 @@ impl HostHandle {
     /// Activations in memory.
     pub(crate) fn resident(&self) -> u64 {
         self.resident.load(Ordering::Relaxed)
+    }
+
+    /// Actors met in this epoch whose state cannot be read.
+    pub(crate) fn parked(&self) -> u64 {
+        self.parked.load(Ordering::Relaxed)
     }
 
     /// Ends the host; everything it owes is answered with "outcome unknown".
@@ -318,6 +327,11 @@ impl Hosts {
     pub(crate) fn resident(&self) -> u64 {
         self.by_partition.iter().map(|host| host.resident()).sum()
     }
+
+    /// Parked actors over all hosts.
+    pub(crate) fn parked(&self) -> u64 {
+        self.by_partition.iter().map(|host| host.parked()).sum()
+    }
 }
 
 /// What a new host is made from.
@@ -341,11 +355,11 @@ pub(crate) async fn start(
 ) -> Result<HostHandle, ractor::SpawnErr> {
     let (partition, epoch) = (opening.partition, opening.epoch);
     let calls = Arc::new(AtomicU64::new(0));
-    let resident = Arc::new(AtomicU64::new(0));
+    let (resident, parked) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let counters = opening.shared.counters.clone();
-    let args = (opening, resident.clone());
+    let args = (opening, resident.clone(), parked.clone());
     let (mailbox, _) = ractor::Actor::spawn_linked(None, HostActor, args, supervisor).await?;
-    Ok(HostHandle { epoch, partition, mailbox, calls, resident, counters })
+    Ok(HostHandle { epoch, partition, mailbox, calls, resident, parked, counters })
 }
 
 struct HostActor;
@@ -353,14 +367,14 @@ struct HostActor;
 impl ractor::Actor for HostActor {
     type Msg = HostMessage;
     type State = Host;
-    type Arguments = (Opening, Arc<AtomicU64>);
+    type Arguments = (Opening, Arc<AtomicU64>, Arc<AtomicU64>);
 
     async fn pre_start(
         &self,
         myself: ActorRef<HostMessage>,
-        (opening, resident): Self::Arguments,
+        (opening, resident, parked): Self::Arguments,
     ) -> Result<Host, ActorProcessingErr> {
-        Ok(Host::new(opening, myself, resident))
+        Ok(Host::new(opening, myself, resident, parked))
     }
 
     async fn handle(

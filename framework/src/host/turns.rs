@@ -143,13 +143,23 @@ pub(crate) struct Host {
     pub(super) forgetting: Option<RecordSeq>,
     /// Schemas known to be in the log, by fingerprint.
     schemas: HashSet<u64, FixedState>,
+    /// Actors met whose state cannot be read here: parked, or waiting for a newer build.
+    pub(super) parked: HashMap<ActorId, bool, FixedState>,
+    pub(super) parked_count: Arc<AtomicU64>,
+    /// When the partition was last to be handed over to a newer build.
+    pub(super) passed_on: Option<Instant>,
     /// Async turns and pauses. They end with the host: a turn that can no longer commit must neither
     /// make further calls nor keep its caller waiting.
     tasks: tokio::task::JoinSet<()>,
 }
 
 impl Host {
-    pub(super) fn new(opening: Opening, mailbox: ActorRef<HostMessage>, resident: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(
+        opening: Opening,
+        mailbox: ActorRef<HostMessage>,
+        resident: Arc<AtomicU64>,
+        parked_count: Arc<AtomicU64>,
+    ) -> Self {
         let mut spec = opening.meta;
         spec.open(opening.epoch);
         Self {
@@ -178,6 +188,9 @@ impl Host {
             made_room: None,
             forgetting: None,
             schemas: HashSet::default(),
+            parked: HashMap::default(),
+            parked_count,
+            passed_on: None,
             tasks: tokio::task::JoinSet::new(),
         }
     }
@@ -218,7 +231,7 @@ impl Host {
         Answered { answer, node, partition: Some(self.partition), retries: 0 }
     }
 
-    fn refuse(&self, reply: ReplyTo, fault: Fault) {
+    pub(super) fn refuse(&self, reply: ReplyTo, fault: Fault) {
         reply.end(Ended::Answered(self.answered(Answer::Fault(fault))));
     }
 
@@ -233,7 +246,10 @@ impl Host {
         }
         let (kind, method) = match self.handler(&call.target, &call.method) {
             Ok(found) => found,
-            Err(fault) => return self.refuse(reply, fault),
+            Err(fault) => {
+                let fault = self.unknown_here(&call.target, fault);
+                return self.refuse_or_wait(call, reply, fault);
+            }
         };
         let described = &kind.methods()[method];
         if !described.write {
@@ -320,7 +336,7 @@ impl Host {
     fn read(&mut self, kind: Arc<dyn Kind>, method: usize, call: HostCall, reply: ReplyTo) {
         HostCounters::add(&self.shared.counters.reads, 1);
         if let Err(fault) = self.activate(&call.target, &kind, true) {
-            return self.refuse(reply, fault);
+            return self.refuse_or_wait(call, reply, fault);
         }
         let asynchronous = kind.methods()[method].asynchronous;
         let lasting = call.lasting();
@@ -412,7 +428,12 @@ impl Host {
         });
         let (kind, method) = match ready {
             Ok(ready) => ready,
-            Err(fault) => return self.finish(actor, work, Finished::fault(fault)),
+            Err(fault) => {
+                return match self.wait_for_newer_build(&actor, work, &fault) {
+                    Ok(()) => {}
+                    Err(work) => self.finish(actor, work, Finished::fault(fault)),
+                };
+            }
         };
         let lasting = match &work {
             Work::Call(call, _) => call.lasting(),
@@ -542,7 +563,15 @@ impl Host {
                 return self.undo(actor, work, Answer::Fault(fault));
             }
         }
-        if changed && self.schemas.insert(fingerprint) {
+        if changed && !self.schemas.contains(&fingerprint) {
+            if !self.shared.builds.announced() {
+                let fault = Fault::Unavailable {
+                    what: actor.to_string(),
+                    why: "the cluster does not know yet which build this node runs; try again".into(),
+                };
+                return self.undo(actor, work, Answer::Fault(fault));
+            }
+            self.schemas.insert(fingerprint);
             self.append_schema(&actor, fingerprint);
         }
         let state = changed.then(|| Bytes::from(bytes.into_boxed_slice()));
@@ -567,8 +596,11 @@ impl Host {
 
     /// The turn failed: its state is decoded anew. A message or reminder that its handler refuses is used
     /// up all the same; one that met a passing fault is tried again, for a bounded time.
-    fn undo(&mut self, actor: ActorId, mut work: Work, answer: Answer) {
+    fn undo(&mut self, actor: ActorId, mut work: Work, mut answer: Answer) {
         HostCounters::add(&self.shared.counters.undone, 1);
+        if !matches!(work, Work::Call(..)) {
+            answer = self.passing(&actor, answer);
+        }
         if let Some(act) = self.activations.get_mut(&actor) {
             act.state = Some(act.reload().unwrap_or_else(|why| {
                 // Calls of this actor fail and say why; each of them tries to read it anew.

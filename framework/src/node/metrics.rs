@@ -108,6 +108,7 @@ impl Collector for NodeCollector {
         let gauges = [
             ("perennial_partitions_led", "Partitions led here", inner.hosts.len() as u64),
             ("perennial_activations", "Actors in memory here", inner.hosts.resident()),
+            ("perennial_actors_parked", "Actors here whose state cannot be read", inner.hosts.parked()),
             (
                 "perennial_ready",
                 "1 when calls can be served from here",

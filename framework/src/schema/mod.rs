@@ -7,6 +7,8 @@
 
 mod json;
 mod read;
+pub(crate) mod text;
+pub(crate) mod witness;
 
 use std::any::TypeId;
 use std::cell::Cell;
