@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::app::app;
+use super::newer;
 use super::invariants::{self, Invariant, Seen};
 use super::trace::Trace;
 
@@ -33,6 +34,8 @@ use super::trace::Trace;
 const BEGIN_MS: u64 = 1_767_225_600_000;
 /// Replicas of each partition.
 const REPLICATION: u8 = 3;
+/// One start in so many is of the newer build, in a run with both.
+const UPGRADE_EVERY: u64 = 3;
 /// How long a node has to tell what it knows, in milliseconds.
 const STATUS_WITHIN_MS: u64 = 5000;
 /// One step of the world.
@@ -53,13 +56,15 @@ pub enum Control {
     OutOfOrder,
     /// Answers leave before their records are committed.
     EarlyAnswer,
+    /// The older build drops what it does not know of a state.
+    CarelessBuild,
 }
 
 impl Control {
     fn mistake(self) -> Option<Mistake> {
         match self {
             Self::FenceRemoved => Some(Mistake::NoFences),
-            Self::FlushSkipped => None,
+            Self::FlushSkipped | Self::CarelessBuild => None,
             Self::DedupOff => Some(Mistake::RepliesForgotten),
             Self::DirtyRead => Some(Mistake::DirtyReads),
             Self::OutOfOrder => Some(Mistake::OutOfOrder),
@@ -191,6 +196,8 @@ pub struct Host {
     lived: u64,
     clock: WallClock,
     starts: u64,
+    /// It runs the newer build, and goes on with it.
+    pub newer: bool,
 }
 
 /// Everything.
@@ -208,6 +215,8 @@ pub struct World {
     pub now: u64,
     /// A mistake planted on purpose.
     pub control: Option<Control>,
+    /// Machines may start again with the newer build.
+    pub mixed: bool,
     seed: u64,
     dir: String,
     cluster: ClusterState,
@@ -270,6 +279,7 @@ impl World {
                 lived: 0,
                 clock,
                 starts: 0,
+                newer: false,
             });
         }
         let watching = Arc::new(Mutex::new(Watching {
@@ -289,6 +299,7 @@ impl World {
             link,
             now: 0,
             control: None,
+            mixed: false,
             seed,
             dir: format!("{}/", dir.display()),
             cluster,
@@ -339,6 +350,14 @@ impl World {
         let weather = self.weather.clone();
         let host = &mut self.hosts[at];
         host.starts += 1;
+        // Drawn apart, so that the other seeds are what they were.
+        let drawn = mix(self.seed ^ 0xb1d, at as u64, host.starts);
+        host.newer |= self.mixed && host.starts > 1 && drawn.is_multiple_of(UPGRADE_EVERY);
+        let app = match (host.newer, self.control) {
+            (true, _) => newer::app(),
+            (false, Some(Control::CarelessBuild)) => newer::careless::app(),
+            (false, _) => app(),
+        };
         let now = (BEGIN_MS + self.now).saturating_add_signed(host.skew_ms);
         host.clock = WallClock::new(now);
         let machine = Machine {
@@ -361,9 +380,21 @@ impl World {
         let runtime = runtime();
         let (started, start) = oneshot::channel();
         runtime.spawn(async move {
-            let _ = started.send(Node::start_on(machine, app()).await);
+            let _ = started.send(Node::start_on(machine, app).await);
         });
         host.life = Life::Up(Box::new(Running { runtime, start, node: None, paused: false }));
+    }
+
+    /// Ends what is left of the older build, in a run with both: the upgrade is finished.
+    pub fn finish_upgrade(&mut self) {
+        if !self.mixed {
+            return;
+        }
+        for at in 0..self.hosts.len() {
+            if !std::mem::replace(&mut self.hosts[at].newer, true) && matches!(self.hosts[at].life, Life::Up(_)) {
+                self.kill(at);
+            }
+        }
     }
 
     /// Ends a machine's node at once; what its disk took stays.

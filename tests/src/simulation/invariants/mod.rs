@@ -6,6 +6,7 @@
 pub mod agreement;
 pub mod answers;
 pub mod convergence;
+pub mod evolution;
 pub mod firings;
 pub mod gapless;
 pub mod leaders;
@@ -80,5 +81,6 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<watermark::Watermark>::default(),
         Box::<messages::InOrder>::default(),
         Box::<firings::Firings>::default(),
+        Box::<evolution::Evolution>::default(),
     ]
 }
