@@ -34,8 +34,10 @@ use super::trace::Trace;
 const BEGIN_MS: u64 = 1_767_225_600_000;
 /// Replicas of each partition.
 const REPLICATION: u8 = 3;
-/// One start in so many is of the newer build, in a run with both.
-const UPGRADE_EVERY: u64 = 3;
+/// One machine in so many has the newer build from the beginning, in a run with both.
+const NEWER_EVERY: u64 = 2;
+/// One start in so many is the first with the newer build.
+const UPGRADE_EVERY: u64 = 5;
 /// How long a node has to tell what it knows, in milliseconds.
 const STATUS_WITHIN_MS: u64 = 5000;
 /// One step of the world.
@@ -352,7 +354,8 @@ impl World {
         host.starts += 1;
         // Drawn apart, so that the other seeds are what they were.
         let drawn = mix(self.seed ^ 0xb1d, at as u64, host.starts);
-        host.newer |= self.mixed && host.starts > 1 && drawn.is_multiple_of(UPGRADE_EVERY);
+        let every = if host.starts == 1 { NEWER_EVERY } else { UPGRADE_EVERY };
+        host.newer |= self.mixed && drawn.is_multiple_of(every);
         let app = match (host.newer, self.control) {
             (true, _) => newer::app(),
             (false, Some(Control::CarelessBuild)) => newer::careless::app(),
