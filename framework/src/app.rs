@@ -108,7 +108,8 @@ impl App {
 fn build(kinds: &Kinds) -> u64 {
     let described = kinds.iter().map(|kind| {
         let handlers = kind.methods().iter().map(|method| (method.name, method.write, method.arguments()));
-        let handlers: Vec<_> = handlers.map(|(name, write, takes)| (name, write, takes.fingerprint())).collect();
+        let handlers: Vec<_> =
+            handlers.map(|(name, write, takes)| (name, write, takes.fingerprint())).collect();
         (kind.name(), kind.fingerprint(), handlers)
     });
     let described: Vec<_> = described.collect();

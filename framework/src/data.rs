@@ -79,7 +79,11 @@ pub fn upgrade_from<Old: Data, T: Data + From<Old>>(
         return by_name(bytes, written_with);
     }
     let upgraded = Old::upgrade(bytes, written_with).map(T::from);
-    if replaced.contains(&fingerprint) { upgraded } else { upgraded.or_else(|_| by_name(bytes, written_with)) }
+    if replaced.contains(&fingerprint) {
+        upgraded
+    } else {
+        upgraded.or_else(|_| by_name(bytes, written_with))
+    }
 }
 
 macro_rules! plain {

@@ -239,7 +239,9 @@ async fn an_actor_that_cannot_be_read_is_parked_alone_until_a_build_reads_it() {
         let refused = old.balance().timeout(LONG).await.unwrap_err();
         let told = refused.to_string();
         assert_eq!((refused.code(), refused.retryable()), ("unreadable", false), "{told}");
-        for part in ["Account/old", "it was stored with schema ", "this build has ", "cents: ", "upgrade_from"] {
+        for part in
+            ["Account/old", "it was stored with schema ", "this build has ", "cents: ", "upgrade_from"]
+        {
             assert!(told.contains(part), "{part} is not in: {told}");
         }
         assert_eq!(old.deposit(1).timeout(LONG).await.unwrap_err().code(), "unreadable");

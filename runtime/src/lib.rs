@@ -30,6 +30,11 @@ pub use workload::{LoadContext, LoadReport, Probe, RunningLoad, Workload};
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
 
+/// The examples of the page on changing states.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/evolution.md")]
+pub struct Evolution;
+
 /// Turns and messages are many small allocations on several threads; measured on three nodes and a
 /// client on two cores, glibc's allocator took a tenth of the CPU.
 #[global_allocator]

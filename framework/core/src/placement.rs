@@ -461,7 +461,9 @@ mod tests {
         };
         up(&mut state, "n1", 7);
         up(&mut state, "n2", 5);
-        assert!(state.is_newer(7, 0) && state.is_newer(5, 7) && !state.is_newer(7, 5) && !state.is_newer(7, 7));
+        assert!(
+            state.is_newer(7, 0) && state.is_newer(5, 7) && !state.is_newer(7, 5) && !state.is_newer(7, 7)
+        );
         assert!(!state.is_newer(4, 5) && !state.is_newer(5, 4), "4 is not known");
         // Back to an older one: it stays older.
         up(&mut state, "n2", 7);

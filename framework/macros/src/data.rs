@@ -116,7 +116,8 @@ fn refuse_kept(removed: &[Removed], data: &Data, container: &SerdeAttrs, errors:
         fields.iter().any(|field| {
             let attrs = SerdeAttrs::read(&field.attrs, Place::NamedField, &mut Errors::default());
             let plain = field.ident.as_ref().map(plain).unwrap_or_default();
-            !attrs.skip && attrs.rename.or_else(|| rule.map(|rule| rule.field(&plain))).unwrap_or(plain) == wanted
+            !attrs.skip
+                && attrs.rename.or_else(|| rule.map(|rule| rule.field(&plain))).unwrap_or(plain) == wanted
         })
     };
     for Removed { variant, field } in removed {

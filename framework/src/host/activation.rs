@@ -1,7 +1,7 @@
 //! Activations: an actor's presence in memory, made from its row and written back into records.
 //!
 //! Owns the form of a stored state: the fingerprint of its schema, then its encoding. A state of another
-//! schema is read by that schema, which the log holds once for each partition.
+//! schema is read by that schema, which the log holds once for each partition, behind the build that wrote it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use perennial_core::partition::record::Record;
 use perennial_core::partition::rows;
 use perennial_core::time::Millis;
 
+use super::builds::Misread;
 use super::newcomers::{ACTIVATIONS_MAX, NEW_ACTORS_PER_SECOND_MAX};
 use super::owed::Owed;
 use super::turns::Work;
@@ -26,6 +27,8 @@ use crate::schema::Schema;
 const ROOM_IDLE: Duration = Duration::from_secs(1);
 /// Bytes in front of a stored state: the fingerprint of its schema.
 const FINGERPRINT_BYTES: usize = 8;
+/// Bytes in front of a stored schema: the build that stored it first.
+const BUILD_BYTES: usize = 8;
 
 /// An actor in memory.
 ///
@@ -107,7 +110,7 @@ impl Host {
                     self.readable(actor);
                     decoded
                 }
-                Err(why) => return Err(self.unreadable(actor, why)),
+                Err(misread) => return Err(self.unreadable(actor, misread)),
             },
         };
         let act = Activation {
@@ -169,7 +172,7 @@ impl Host {
         &self,
         kind: &Arc<dyn Kind>,
         stored: Vec<u8>,
-    ) -> Result<(Box<dyn State>, Bytes), String> {
+    ) -> Result<(Box<dyn State>, Bytes), Misread> {
         let (fingerprint, bytes) = stored
             .split_first_chunk::<FINGERPRINT_BYTES>()
             .ok_or_else(|| "it is shorter than its fingerprint".to_owned())?;
@@ -182,12 +185,16 @@ impl Host {
         let row = self.shared.rows.get(self.group, &rows::schema(fingerprint));
         let row = row.map_err(|error| error.to_string())?;
         let row = row.ok_or_else(|| format!("its schema {fingerprint:016x} is not in the log"))?;
-        let schema = Schema::decode(&row).map_err(|error| error.to_string())?;
-        let state = kind.upgrade(bytes, &schema).map_err(|error| {
-            format!(
+        let (build, schema) = row
+            .split_first_chunk::<BUILD_BYTES>()
+            .ok_or_else(|| format!("its schema {fingerprint:016x} is cut off"))?;
+        let schema = Schema::decode(schema).map_err(|error| error.to_string())?;
+        let state = kind.upgrade(bytes, &schema).map_err(|error| Misread {
+            build: Some(u64::from_be_bytes(*build)),
+            why: format!(
                 "it was stored with schema {fingerprint:016x}, this build has {today:016x}: {error}; \
                  run a build that reads both, see `upgrade_from` in the documentation of #[data]"
-            )
+            ),
         })?;
         let bytes = state.encode_into(today.to_be_bytes().to_vec())?;
         Ok((state, Bytes::from(bytes)))
@@ -217,7 +224,8 @@ impl Host {
             return;
         }
         let Some(act) = self.activations.get(actor) else { return };
-        let schema = postcard::to_stdvec(&act.kind.schema()).expect("a schema always encodes");
+        let build = self.shared.builds.build().to_be_bytes().to_vec();
+        let schema = postcard::to_extend(&act.kind.schema(), build).expect("a schema always encodes");
         let schema = Bytes::from(schema);
         let size = schema.len();
         let seq = self.append(Record::Schema { fingerprint, schema }, size);

@@ -28,6 +28,11 @@ const PARKED_MAX: usize = 64 * 1024;
 
 /// What a host knows of the builds of the cluster.
 pub(crate) trait Builds: Send + Sync {
+    /// This node's build.
+    fn build(&self) -> u64;
+    /// Whether this node has heard of a build. It has not while its table is behind: whoever writes was
+    /// announced before.
+    fn knows(&self, build: u64) -> bool;
     /// Whether the cluster knows that this node runs this build. Until then nothing is written in a form that
     /// others may not know.
     fn announced(&self) -> bool;
@@ -39,15 +44,29 @@ pub(crate) trait Builds: Send + Sync {
     fn hand_over(&self, partition: PartitionId, to: Vec<MemberId>);
 }
 
+/// Why a state cannot be read.
+pub(super) struct Misread {
+    pub(super) why: String,
+    /// The build that first stored something of its schema.
+    pub(super) build: Option<u64>,
+}
+
+impl From<String> for Misread {
+    fn from(why: String) -> Self {
+        Self { why, build: None }
+    }
+}
+
 impl Host {
     /// The fault of an actor whose state this build cannot read; told to operators once.
-    pub(super) fn unreadable(&mut self, actor: &ActorId, why: String) -> Fault {
+    pub(super) fn unreadable(&mut self, actor: &ActorId, Misread { why, build }: Misread) -> Fault {
         let newer = self.shared.builds.newer(self.partition);
-        let parked = newer.is_empty();
-        let known = self.parked.get(actor).copied();
-        if known != Some(parked) && self.parked.len() < PARKED_MAX {
+        let known = build.is_none_or(|build| self.shared.builds.knows(build));
+        let parked = newer.is_empty() && known;
+        let before = self.parked.get(actor).copied();
+        if before != Some(parked) && self.parked.len() < PARKED_MAX {
             self.parked.insert(actor.clone(), parked);
-            self.count_parked(known, Some(parked));
+            self.count_parked(before, Some(parked));
             if parked {
                 tracing::error!(%actor, why, "the actor is parked: its state cannot be read");
             } else {
@@ -80,6 +99,13 @@ impl Host {
             self.shared.builds.hand_over(self.partition, to);
         }
         let nodes: Vec<_> = newer.iter().map(|(_, node)| node.as_str()).collect();
+        if nodes.is_empty() {
+            let why = format!(
+                "{} has not heard yet of the build that it needs; try again ({why})",
+                self.shared.node
+            );
+            return Fault::Unavailable { what: actor.to_string(), why };
+        }
         Fault::Unavailable {
             what: actor.to_string(),
             why: format!(
@@ -139,7 +165,8 @@ impl Host {
     pub(super) fn passing(&mut self, actor: &ActorId, answer: Answer) -> Answer {
         let unknown = match &answer {
             Answer::Fault(
-                fault @ (Fault::UnknownKind { .. } | Fault::UnknownMethod { .. } | Fault::BadArguments { .. }),
+                fault
+                @ (Fault::UnknownKind { .. } | Fault::UnknownMethod { .. } | Fault::BadArguments { .. }),
             ) if self.shared.builds.mixed() => fault.to_string(),
             _ => return answer,
         };
@@ -156,6 +183,12 @@ impl Host {
 pub(crate) struct OneBuild;
 
 impl Builds for OneBuild {
+    fn build(&self) -> u64 {
+        0
+    }
+    fn knows(&self, _: u64) -> bool {
+        true
+    }
     fn announced(&self) -> bool {
         true
     }

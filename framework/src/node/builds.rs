@@ -6,7 +6,7 @@
 use std::sync::{Arc, Weak};
 
 use perennial_core::id::{GroupId, MemberId, NodeId, PartitionId};
-use perennial_core::placement::ClusterState;
+use perennial_core::placement::{BUILDS_MAX, ClusterState};
 use perennial_core::replication::Role;
 
 use super::Inner;
@@ -28,6 +28,18 @@ impl NodeBuilds {
 }
 
 impl Builds for NodeBuilds {
+    fn build(&self) -> u64 {
+        self.0.upgrade().map_or(0, |inner| inner.app.build())
+    }
+
+    fn knows(&self, build: u64) -> bool {
+        // One of so many that some are forgotten may have been known.
+        let noted = |_: &Inner, state: &ClusterState| {
+            state.builds.contains(&build) || state.builds.len() == BUILDS_MAX
+        };
+        self.look(noted).unwrap_or(false)
+    }
+
     fn announced(&self) -> bool {
         let announced = |inner: &Inner, state: &ClusterState| {
             state.members.by_node(&inner.node).is_some_and(|me| me.build == inner.app.build())

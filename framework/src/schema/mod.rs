@@ -145,9 +145,7 @@ impl Removed {
     fn holds(&self, ty: &str, variant: Option<&str>, field: &str) -> bool {
         self.0.get(ty).is_some_and(|fields| match variant {
             None => fields.contains(field),
-            Some(variant) => {
-                fields.iter().any(|removed| removed.split_once('.') == Some((variant, field)))
-            }
+            Some(variant) => fields.iter().any(|removed| removed.split_once('.') == Some((variant, field))),
         })
     }
 }

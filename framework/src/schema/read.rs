@@ -296,7 +296,8 @@ impl<'de> Deserializer<'de> for Value<'_, '_, 'de> {
         // All that is in it is given up with it.
         let wire = self.wire()?;
         let losing = self.reader.losing.take();
-        let value = Value { reader: &mut *self.reader, node: self.node, into: self.into }.drive(wire, visitor);
+        let value =
+            Value { reader: &mut *self.reader, node: self.node, into: self.into }.drive(wire, visitor);
         self.reader.losing = losing;
         value
     }

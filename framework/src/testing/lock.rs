@@ -99,7 +99,9 @@ fn check(app: &App, path: &Path, update: Update) -> Result<Option<String>, Strin
         return Ok(None);
     }
     match update {
-        Update::Never => Ok(Some(format!("{at} is out of date: write it anew with {UPDATE}=1 and commit it\n"))),
+        Update::Never => {
+            Ok(Some(format!("{at} is out of date: write it anew with {UPDATE}=1 and commit it\n")))
+        }
         _ => write(format!("{at} is written anew: commit it\n")),
     }
 }
@@ -214,7 +216,10 @@ impl KindLock {
                     let shape = if word == "enum" { parser.variants()? } else { parser.shape()? };
                     kind.types.by_name.insert(name, shape);
                 }
-                _ => return parser.error("\"state\", \"event\", \"write\", \"read\", \"type\" or \"enum\" before it"),
+                _ => {
+                    return parser
+                        .error("\"state\", \"event\", \"write\", \"read\", \"type\" or \"enum\" before it");
+                }
             }
         }
     }
@@ -225,7 +230,8 @@ impl KindLock {
             problems.push(format!("{name}, state: {problem}"));
         }
         let same = |old: &Type, new_ty: &Type| {
-            let mut same = Same { old: &self.types, new: &new.types, seen: BTreeSet::new(), found: Vec::new() };
+            let mut same =
+                Same { old: &self.types, new: &new.types, seen: BTreeSet::new(), found: Vec::new() };
             same.ty(old, new_ty, "");
             same.found
         };
@@ -244,7 +250,8 @@ impl KindLock {
                 ));
                 continue;
             };
-            let advice = "messages and reminders on their way carry the old arguments: add another handler instead";
+            let advice =
+                "messages and reminders on their way carry the old arguments: add another handler instead";
             if old.params.len() != new.params.len() {
                 problems.push(format!(
                     "{name}, handler {handler}: takes {}, took {}; {advice}",
@@ -258,7 +265,8 @@ impl KindLock {
                 if was.name != is.name {
                     problems.push(format!("{at}: is named {} now; callers over HTTP use the name", is.name));
                 }
-                problems.extend(same(&was.ty, &is.ty).into_iter().map(|found| format!("{at}{found}; {advice}")));
+                problems
+                    .extend(same(&was.ty, &is.ty).into_iter().map(|found| format!("{at}{found}; {advice}")));
             }
             for found in same(&old.returns, &new.returns) {
                 problems.push(format!(
@@ -302,7 +310,8 @@ impl KindLock {
         let was = Place { types: &self.types, at: At::Type(&self.state) }.walk(&parts);
         let is = Place { types: &new.types, at: At::Type(&new.state) }.walk(&parts);
         if let (Some(was), Some(is)) = (&was, &is) {
-            let mut same = Same { old: &self.types, new: &new.types, seen: BTreeSet::new(), found: Vec::new() };
+            let mut same =
+                Same { old: &self.types, new: &new.types, seen: BTreeSet::new(), found: Vec::new() };
             match (was.at, is.at) {
                 (At::Type(was), At::Type(is)) => same.ty(was, is, ""),
                 (At::Shape(was), At::Shape(is)) => same.shape(was, is, ""),
@@ -329,7 +338,8 @@ impl KindLock {
         };
         let told = format!("{place}: was {}, is {}: {inner}{advice}", text(was), text(is));
         // Numbers that do not fit are many, names that are missing are each one thing to mend.
-        let named = ["missing field", "unknown variant"].iter().any(|said| inner.to_string().starts_with(said));
+        let named =
+            ["missing field", "unknown variant"].iter().any(|said| inner.to_string().starts_with(said));
         Some((if named { told.clone() } else { place }, told))
     }
 }
@@ -441,7 +451,8 @@ impl<'t> Same<'t> {
         {
             return;
         }
-        let (old, new) = (Place { types: self.old, at: At::Type(was) }, Place { types: self.new, at: At::Type(is) });
+        let (old, new) =
+            (Place { types: self.old, at: At::Type(was) }, Place { types: self.new, at: At::Type(is) });
         match (old.resolved(), new.resolved()) {
             (At::Type(Type::Option(was)), At::Type(Type::Option(is))) => self.ty(was, is, path),
             (At::Type(Type::Seq(was)), At::Type(Type::Seq(is))) => self.ty(was, is, &format!("{path}[..]")),
@@ -480,7 +491,11 @@ impl<'t> Same<'t> {
                 for (number, was) in was.iter().enumerate() {
                     match is.get(number).filter(|is| is.name == was.name) {
                         Some(is) => self.shape(&was.shape, &is.shape, &format!("{path}.{}", was.name)),
-                        None => self.differs(&format!("{path}.{}", was.name), &format!("variant {number}"), "no longer"),
+                        None => self.differs(
+                            &format!("{path}.{}", was.name),
+                            &format!("variant {number}"),
+                            "no longer",
+                        ),
                     }
                 }
             }

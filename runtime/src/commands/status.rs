@@ -67,7 +67,8 @@ fn text(status: &ClusterStatus, partitions: bool) -> String {
     if let Some(waits) = &status.waiting_for {
         text += &format!("\n{}", paint(waits, AnsiColor::Yellow));
     }
-    let mut members = table(&["node", "up", "address", "http", "zone", "#leads", "#replicas", "#starts", "build"]);
+    let mut members =
+        table(&["node", "up", "address", "http", "zone", "#leads", "#replicas", "#starts", "build"]);
     for member in &status.members {
         let up = if member.up { Cell::new("up").fg(Color::Green) } else { Cell::new("down").fg(Color::Red) };
         members.add_row([

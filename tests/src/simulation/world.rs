@@ -26,8 +26,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::app::app;
-use super::newer;
 use super::invariants::{self, Invariant, Seen};
+use super::newer;
 use super::trace::Trace;
 
 /// Time of day when a simulation begins: 2026-01-01.
@@ -247,7 +247,10 @@ impl World {
     pub fn new(seed: u64, nodes: usize, partitions: u32, dir: &Path, loud: bool) -> std::io::Result<Self> {
         let ids: Vec<_> =
             (1..=nodes).map(|n| NodeId::new(&format!("n{n}")).expect("n1 is a node id")).collect();
-        let specs = ids.iter().map(|id| MemberSpec::new(id.clone(), format!("{id}:1"))).collect();
+        // The older build has formed the cluster.
+        let build = app().build();
+        let spec = |id: &NodeId| MemberSpec { build, ..MemberSpec::new(id.clone(), format!("{id}:1")) };
+        let specs = ids.iter().map(spec).collect();
         let partitions = PartitionCount::try_from(partitions).expect("a power of two");
         let cluster = form(ClusterMeta::new(ClusterId(u128::from(seed)), partitions, REPLICATION), specs)
             .expect("these nodes form a cluster");
@@ -394,7 +397,9 @@ impl World {
             return;
         }
         for at in 0..self.hosts.len() {
-            if !std::mem::replace(&mut self.hosts[at].newer, true) && matches!(self.hosts[at].life, Life::Up(_)) {
+            if !std::mem::replace(&mut self.hosts[at].newer, true)
+                && matches!(self.hosts[at].life, Life::Up(_))
+            {
                 self.kill(at);
             }
         }

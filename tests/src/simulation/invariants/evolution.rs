@@ -36,7 +36,8 @@ impl Default for Evolution {
 impl Invariant for Evolution {
     fn first(&mut self, seen: &Seen<'_>) -> Result<(), String> {
         for turn in seen.turns() {
-            let Some((fingerprint, _)) = turn.state.as_deref().and_then(|state| state.split_first_chunk::<8>())
+            let Some((fingerprint, _)) =
+                turn.state.as_deref().and_then(|state| state.split_first_chunk::<8>())
             else {
                 continue;
             };
