@@ -1,29 +1,8 @@
-//! What `#[data]` says about states that were something else before.
+//! What `#[data]` says about fields that are given up.
 
 #![allow(unused)]
 
 use perennial::prelude::*;
-
-#[data]
-pub struct CartV1 {
-    total: u32,
-}
-
-#[data(upgrade_from = CartV1)]
-pub struct Unconverted {
-    total: u64,
-}
-
-pub struct NoData;
-
-#[data(upgrade_from = NoData)]
-pub struct FromNoData;
-
-impl From<NoData> for FromNoData {
-    fn from(_: NoData) -> Self {
-        Self
-    }
-}
 
 #[data(removed(kept))]
 pub struct Kept {
