@@ -24,7 +24,7 @@ use crate::collections::{self, Abort, Doing, Handle};
 use crate::ctx::{Ctx, Effects, TurnEnv};
 use crate::data::Data;
 use crate::error::{CallError, Fault, Reply};
-use crate::schema::{Schema, Type, Types};
+use crate::schema::{Schema, SchemaError, Type, Types};
 
 /// How arguments and answers are encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +89,14 @@ impl Method {
 }
 
 impl Method {
+    /// The schema of its arguments: a tuple.
+    #[must_use]
+    pub fn arguments(&self) -> Schema {
+        let mut types = Types::default();
+        let root = Type::Tuple(self.params.iter().map(|param| (param.schema)(&mut types)).collect());
+        Schema { root, types, replaces: Vec::new() }
+    }
+
     /// The schema to decode arguments by, if postcard alone could be made to nest without end or to run
     /// for ever by a few bytes; see [`Schema::is_explosive`].
     fn guard(&'static self) -> Option<Rc<Schema>> {
@@ -100,9 +108,7 @@ impl Method {
             return None;
         }
         let guard = || {
-            let mut types = Types::default();
-            let root = Type::Tuple(self.params.iter().map(|param| (param.schema)(&mut types)).collect());
-            let schema = Schema { root, types };
+            let schema = self.arguments();
             schema.is_explosive().then(|| Rc::new(schema))
         };
         let address = std::ptr::from_ref(self) as usize;
@@ -297,11 +303,15 @@ pub trait Kind: Send + Sync {
     /// # Errors
     /// What is wrong with it.
     fn check(&self, encoded: &[u8]) -> Result<(), String>;
-    /// Decodes a state that was written with another schema, by field name.
+    /// Enters the state's type and the events' type where other types may stand already.
+    fn describe(&self, types: &mut Types) -> (Type, Type);
+    /// The state's schema, with what it replaces.
+    fn schema(&self) -> Schema;
+    /// Decodes a state that was written with another schema; see [`Data::upgrade`].
     ///
     /// # Errors
-    /// What does not fit.
-    fn upgrade(&self, bytes: &[u8], written_with: &Schema) -> Result<Box<dyn State>, String>;
+    /// What does not fit or would be lost.
+    fn upgrade(&self, bytes: &[u8], written_with: &Schema) -> Result<Box<dyn State>, SchemaError>;
     /// Renders an event, given as postcard, as JSON.
     ///
     /// # Errors
@@ -400,11 +410,17 @@ impl<A: Actor> Kind for KindOf<A> {
     fn check(&self, encoded: &[u8]) -> Result<(), String> {
         self.guard.as_ref().map_or(Ok(()), |schema| schema.check(encoded).map_err(|e| e.to_string()))
     }
-    fn upgrade(&self, bytes: &[u8], written_with: &Schema) -> Result<Box<dyn State>, String> {
-        caught("when decoded", || {
-            let state = A::upgrade(bytes, written_with).map_err(|e| e.to_string())?;
-            Ok(Box::new(StateOf::new(state)) as Box<dyn State>)
-        })
+    fn describe(&self, types: &mut Types) -> (Type, Type) {
+        let state = A::schema(types);
+        (state, A::Event::schema(types))
+    }
+    fn schema(&self) -> Schema {
+        Schema::of::<A>()
+    }
+    fn upgrade(&self, bytes: &[u8], written_with: &Schema) -> Result<Box<dyn State>, SchemaError> {
+        let read = caught("when decoded", || Ok(A::upgrade(bytes, written_with)));
+        let state = read.unwrap_or_else(|panic| Err(SchemaError::Mismatch(panic)))?;
+        Ok(Box::new(StateOf::new(state)))
     }
     fn event_json(&self, bytes: &[u8]) -> Result<Vec<u8>, String> {
         let event: A::Event = postcard::from_bytes(bytes).map_err(|e| e.to_string())?;

@@ -23,6 +23,8 @@ pub type AssetSource = fn(&str) -> Option<Asset>;
 #[derive(Clone, Default)]
 pub struct Kinds {
     by_name: BTreeMap<&'static str, Arc<dyn Kind>>,
+    /// See [`App::build`].
+    build: u64,
 }
 
 impl Kinds {
@@ -70,6 +72,7 @@ impl App {
         assert!(A::KIND != crate::dead::KIND, "the kind {:?} is the framework's", A::KIND);
         let twice = self.kinds.by_name.insert(A::KIND, KindOf::<A>::shared()).is_some();
         assert!(!twice, "each kind is registered once, but {:?} is registered twice", A::KIND);
+        self.kinds.build = build(&self.kinds);
         self
     }
 
@@ -86,6 +89,13 @@ impl App {
         self.name
     }
 
+    /// What it stores and understands, as one number: of the shapes of all states, and of the handlers with
+    /// their arguments. Nodes whose numbers differ are of different builds.
+    #[must_use]
+    pub fn build(&self) -> u64 {
+        self.kinds.build
+    }
+
     /// Its actor types.
     #[must_use]
     pub fn kinds(&self) -> &Kinds {
@@ -97,4 +107,16 @@ impl App {
     pub fn pages(&self) -> &[(&'static str, AssetSource)] {
         &self.pages
     }
+}
+
+fn build(kinds: &Kinds) -> u64 {
+    let described = kinds.iter().map(|kind| {
+        let handlers = kind.methods().iter().map(|method| (method.name, method.write, method.arguments()));
+        let handlers: Vec<_> =
+            handlers.map(|(name, write, takes)| (name, write, takes.fingerprint())).collect();
+        (kind.name(), kind.fingerprint(), handlers)
+    });
+    let described: Vec<_> = described.collect();
+    let bytes = postcard::to_stdvec(&described).expect("names and numbers always encode");
+    perennial_core::hash::wide_hash(&bytes) as u64
 }

@@ -27,27 +27,42 @@ pub trait Data: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Describes the type; named types are entered into `types` once.
     fn schema(types: &mut Types) -> Type;
 
-    /// Whether states written with the schema of this fingerprint are read by position, as this type
-    /// or as one it is upgraded from.
+    /// Fingerprints of the types that this one is upgraded from, the next older one first.
     #[must_use]
-    fn reads(fingerprint: u64) -> bool {
-        own_fingerprint::<Self>() == fingerprint
+    fn replaces() -> Vec<u64> {
+        Vec::new()
     }
 
-    /// Reads a state that was written with another schema: by field name, or as the type that
-    /// `#[data(upgrade_from = ..)]` names if that is what was written.
+    /// Reads a state that was written with another schema, without losing any of it: by field name, or as
+    /// the type that `#[data(upgrade_from = ..)]` names. The latter if that type or one it replaces was
+    /// written; for other states, which are of before or of between, if that type reads them, unless they
+    /// say themselves that they replace it.
     ///
     /// # Errors
-    /// What does not fit.
+    /// What does not fit or would be lost; [`SchemaError::Newer`] when the state says that its type
+    /// replaces this one.
     fn upgrade(bytes: &[u8], written_with: &Schema) -> Result<Self, SchemaError> {
-        written_with.read(bytes)
+        by_name(bytes, written_with)
     }
 }
 
-/// Fingerprint of the schema of `T` (used by generated code).
+/// [`Data::upgrade`] of a type that replaces none.
+fn by_name<T: Data>(bytes: &[u8], written_with: &Schema) -> Result<T, SchemaError> {
+    if written_with.replaces.contains(&own_fingerprint::<T>()) {
+        return Err(SchemaError::Newer);
+    }
+    written_with.read_whole(bytes)
+}
+
+/// [`Data::replaces`] of a type that replaces `Old` (used by generated code).
 #[doc(hidden)]
 #[must_use]
-pub fn own_fingerprint<T: Data>() -> u64 {
+pub fn replaced<Old: Data>() -> Vec<u64> {
+    std::iter::once(own_fingerprint::<Old>()).chain(Old::replaces()).collect()
+}
+
+/// Fingerprint of the schema of `T`.
+fn own_fingerprint<T: Data>() -> u64 {
     Schema::of::<T>().fingerprint()
 }
 
@@ -57,11 +72,18 @@ pub fn upgrade_from<Old: Data, T: Data + From<Old>>(
     bytes: &[u8],
     written_with: &Schema,
 ) -> Result<T, SchemaError> {
-    let fingerprint = written_with.fingerprint();
-    if fingerprint != own_fingerprint::<T>() && Old::reads(fingerprint) {
-        return Old::upgrade(bytes, written_with).map(T::from);
+    let own = own_fingerprint::<T>();
+    let (fingerprint, replaced) = (written_with.fingerprint(), replaced::<Old>());
+    let ours = fingerprint == own || written_with.replaces.contains(&own);
+    if ours || replaced.first().is_some_and(|old| written_with.replaces.contains(old)) {
+        return by_name(bytes, written_with);
     }
-    written_with.read(bytes)
+    let upgraded = Old::upgrade(bytes, written_with).map(T::from);
+    if replaced.contains(&fingerprint) {
+        upgraded
+    } else {
+        upgraded.or_else(|_| by_name(bytes, written_with))
+    }
 }
 
 macro_rules! plain {

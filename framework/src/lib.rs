@@ -112,7 +112,7 @@ pub mod __private {
     pub use serde;
 
     pub use crate::actor::no_such_handler;
-    pub use crate::data::{own_fingerprint, upgrade_from};
+    pub use crate::data::{replaced, upgrade_from};
 }
 
 /// Everything an application's source usually needs.

@@ -43,6 +43,8 @@ pub struct MemberStatus {
     pub replicas: u32,
     /// Restart count.
     pub incarnation: u64,
+    /// What its build stores and understands; nodes that differ in it are of different builds.
+    pub build: String,
 }
 
 /// A partition as its leader tells it; without a reachable leader, as the answering node sees it.
@@ -60,6 +62,8 @@ pub struct PartitionStatus {
     pub replicas: Vec<ReplicaStatus>,
     /// Resident activations at the leader.
     pub activations: u64,
+    /// Actors that its leader has met and whose state its build cannot read.
+    pub parked: u64,
 }
 
 /// A replica of a partition.

@@ -550,6 +550,7 @@ fn nesting_and_lengths_are_limited() {
             types.by_name.insert("A".into(), Shape::Newtype(Type::Named("A".into())));
             types
         },
+        replaces: Vec::new(),
     };
     assert_eq!(endless.to_json(&[]), Err(SchemaError::TooDeep));
 
@@ -564,7 +565,7 @@ fn nesting_and_lengths_are_limited() {
 fn a_stored_schema_that_nests_too_deeply_is_refused() {
     let option = |depth: usize| {
         let mut bytes = vec![9; depth];
-        bytes.extend([0, 0]);
+        bytes.extend([0, 0, 0]);
         Schema::decode(&bytes)
     };
     assert!(option(DEPTH_MAX).is_ok());
@@ -578,7 +579,8 @@ fn a_stored_schema_that_nests_too_deeply_is_refused() {
 #[test]
 fn a_schema_cannot_ask_for_more_values_than_the_bytes_pay_for() {
     // Each type holds the next one twice, and the last holds nothing: no bytes, 2^40 values.
-    let mut schema = Schema { root: Type::Named("0".to_owned()), types: Default::default() };
+    let mut schema =
+        Schema { root: Type::Named("0".to_owned()), types: Default::default(), replaces: Vec::new() };
     for n in 0..40 {
         let next = Type::Named((n + 1).to_string());
         schema.types.by_name.insert(n.to_string(), Shape::Tuple(vec![next.clone(), next]));
@@ -596,7 +598,8 @@ fn a_schema_cannot_ask_for_more_values_than_the_bytes_pay_for() {
 
 #[test]
 fn a_long_chain_of_named_types_has_a_fingerprint() {
-    let mut schema = Schema { root: Type::Named("0".to_owned()), types: Default::default() };
+    let mut schema =
+        Schema { root: Type::Named("0".to_owned()), types: Default::default(), replaces: Vec::new() };
     for n in 0..10_000 {
         let next = Type::Option(Box::new(Type::Named((n + 1).to_string())));
         schema.types.by_name.insert(n.to_string(), Shape::Newtype(next));
@@ -620,4 +623,153 @@ fn types_that_few_bytes_can_blow_up_are_known() {
     assert!(Schema::of::<BTreeMap<(), Marker>>().is_explosive());
     assert!(!Schema::of::<Option<Vec<(Marker, Id)>>>().is_explosive());
     assert!(!Schema::of::<Vec<Entry>>().is_explosive());
+}
+
+/// As [`evolve`], but as a state is read: nothing may be lost.
+fn read_whole<Old: Data, New: Data>(old: &Old) -> Result<New, String> {
+    let (schema, bytes) = written(old);
+    let stored = postcard::to_stdvec(&schema).unwrap();
+    New::upgrade(&bytes, &Schema::decode(&stored).unwrap()).map_err(|error| error.to_string())
+}
+
+mod whole {
+    use super::*;
+
+    #[data]
+    pub(super) struct Old {
+        pub(super) kept: BTreeMap<u8, Inner>,
+        pub(super) gone: Vec<Inner>,
+        pub(super) choice: Choice,
+    }
+    #[data]
+    pub(super) struct Inner {
+        pub(super) number: i16,
+        pub(super) deep: Option<Deep>,
+    }
+    #[data]
+    pub(super) struct Deep {
+        pub(super) text: String,
+        pub(super) more: u8,
+    }
+    #[data]
+    pub(super) enum Choice {
+        None,
+        Some { a: u8, b: u8 },
+    }
+    pub(super) fn old(choice: Choice, deep: bool) -> Old {
+        let deep = deep.then(|| Deep { text: "t".into(), more: 3 });
+        let inner = || Inner { number: -5, deep: deep.clone() };
+        Old { kept: [(1, inner())].into(), gone: vec![inner()], choice }
+    }
+}
+
+#[test]
+fn nothing_that_is_stored_is_left_out_unless_it_is_given_up() {
+    use whole::{Choice, old};
+    mod careless {
+        use super::*;
+        #[data]
+        pub(super) struct New {
+            pub(super) kept: BTreeMap<u8, super::whole::Inner>,
+            pub(super) choice: super::whole::Choice,
+        }
+    }
+    #[data(removed(gone))]
+    struct New {
+        kept: BTreeMap<u16, Inner>,
+        choice: Choice2,
+    }
+    #[data]
+    struct Inner {
+        deep: Option<Deep>,
+        number: i64,
+    }
+    #[data]
+    struct Deep {
+        text: String,
+    }
+    #[data(removed(Some.b))]
+    enum Choice2 {
+        Some { a: u16 },
+        None,
+        Other,
+    }
+    let lost = read_whole::<_, careless::New>(&old(Choice::None, false)).unwrap_err();
+    assert!(lost.starts_with("gone: it is stored, and the type has no place for it"), "{lost}");
+    // What is nowhere in the state is not missed.
+    let expected = |choice| New { kept: [(1, Inner { deep: None, number: -5 })].into(), choice };
+    assert_eq!(read_whole(&old(Choice::None, false)), Ok(expected(Choice2::None)));
+    assert_eq!(read_whole(&old(Choice::Some { a: 1, b: 2 }, false)), Ok(expected(Choice2::Some { a: 1 })));
+    let lost = read_whole::<_, New>(&old(Choice::None, true)).unwrap_err();
+    assert!(lost.starts_with("kept: a value: deep: more: it is stored"), "{lost}");
+    // Whoever only looks may leave things out.
+    assert_eq!(evolve::<_, New>(&old(Choice::None, true)).unwrap().choice, Choice2::None);
+}
+
+#[test]
+fn a_build_knows_that_a_state_is_newer_than_its_own_type() {
+    let upgraded = CartV3 { totals: [("0".to_owned(), 5)].into(), note: "upgraded".into() };
+    let newer = |read: Result<CartV2, String>| {
+        assert!(read.as_ref().is_err_and(|why| why.starts_with("a newer build wrote it")), "{read:?}");
+    };
+    // Even when the names and shapes would fit.
+    #[data(upgrade_from = CartV2)]
+    struct Doubled {
+        totals: VecDeque<u64>,
+    }
+    impl From<CartV2> for Doubled {
+        fn from(old: CartV2) -> Self {
+            Self { totals: old.totals.into_iter().map(|total| u64::from(total) * 2).collect() }
+        }
+    }
+    newer(read_whole(&upgraded));
+    newer(read_whole(&Doubled { totals: [4].into() }));
+    assert_eq!(Schema::of::<CartV3>().replaces.len(), 2, "the whole line of types");
+}
+
+#[test]
+fn states_of_between_are_upgraded_as_what_they_are() {
+    // Euros at first, then with a note, then cents.
+    mod euros {
+        use super::*;
+        #[data]
+        pub(super) struct First {
+            pub(super) amount: u16,
+        }
+        #[data]
+        pub(super) struct Old {
+            pub(super) amount: u32,
+            #[serde(default)]
+            pub(super) note: String,
+        }
+    }
+    #[data(upgrade_from = euros::Old)]
+    struct Cents {
+        amount: u64,
+        note: String,
+    }
+    #[data(upgrade_from = euros::Old)]
+    struct Later {
+        amount: u64,
+        note: String,
+        #[serde(default)]
+        added: bool,
+    }
+    impl From<euros::Old> for Cents {
+        fn from(old: euros::Old) -> Self {
+            Self { amount: u64::from(old.amount) * 100, note: old.note }
+        }
+    }
+    impl From<euros::Old> for Later {
+        fn from(old: euros::Old) -> Self {
+            Self { amount: u64::from(old.amount) * 100, note: old.note, added: false }
+        }
+    }
+    // Older than the type that is named: it is that one, by name, and then converted.
+    let cents = Cents { amount: 700, note: String::new() };
+    assert_eq!(read_whole(&euros::First { amount: 7 }), Ok(cents.clone()));
+    // Written after the conversion, before a field was added: it is not converted again.
+    assert_eq!(read_whole(&cents), Ok(Later { amount: 700, note: String::new(), added: false }));
+    let old = euros::Old { amount: 7, note: "n".into() };
+    assert_eq!(read_whole(&old), Ok(Later { amount: 700, note: "n".into(), added: false }));
 }

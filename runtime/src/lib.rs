@@ -34,6 +34,10 @@ pub struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/messages.md")]
 pub struct MessagesPage;
+/// The examples of the page on changing states.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/evolution.md")]
+pub struct Evolution;
 
 /// Turns and messages are many small allocations on several threads; measured on three nodes and a
 /// client on two cores, glibc's allocator took a tenth of the CPU.

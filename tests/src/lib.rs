@@ -5,6 +5,7 @@
 
 pub mod nemesis;
 pub mod simulation;
+pub mod upgrade;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};

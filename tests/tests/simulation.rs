@@ -51,6 +51,11 @@ fn found(control: &str, from: &str, seeds: &str) {
 }
 
 #[test]
+fn a_build_that_drops_what_it_does_not_know_is_found() {
+    found("careless-build", "1", "10");
+}
+
+#[test]
 fn a_disk_that_lies_is_found() {
     found("flush-skipped", "1", "10");
 }

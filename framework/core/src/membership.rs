@@ -89,6 +89,8 @@ pub struct MemberSpec {
     pub weight: u32,
     /// What operators select nodes by, such as `role=chat`.
     pub labels: BTreeMap<String, String>,
+    /// What its build stores and understands, as one number: members with another one are of another build.
+    pub build: u64,
 }
 
 impl MemberSpec {
@@ -102,6 +104,7 @@ impl MemberSpec {
             zone: None,
             weight: WEIGHT_DEFAULT,
             labels: BTreeMap::new(),
+            build: 0,
         }
     }
 
@@ -154,6 +157,8 @@ pub struct Member {
     pub weight: u32,
     /// What operators select nodes by, such as `role=chat`.
     pub labels: BTreeMap<String, String>,
+    /// What its build stores and understands, as of its last start.
+    pub build: u64,
     /// Grows with every start of the node; the first is 1.
     pub incarnation: u64,
 }
@@ -162,8 +167,8 @@ impl Member {
     /// A member at its first start.
     #[must_use]
     pub fn new(id: MemberId, spec: MemberSpec) -> Self {
-        let MemberSpec { node, address, http, zone, weight, labels } = spec;
-        Self { id, node, address, http, zone, weight, labels, incarnation: 1 }
+        let MemberSpec { node, address, http, zone, weight, labels, build } = spec;
+        Self { id, node, address, http, zone, weight, labels, build, incarnation: 1 }
     }
 }
 

@@ -21,6 +21,8 @@ pub const FORMAT_VERSION: u8 = 1;
 pub const STATE_BYTES_MAX: usize = 4 << 20;
 /// Most voters of the system partition.
 pub const VOTERS_MAX: u8 = 5;
+/// Most builds whose order is remembered.
+pub const BUILDS_MAX: usize = 64;
 /// Most replicas of a partition.
 pub const REPLICATION_MAX: u8 = 7;
 
@@ -121,6 +123,8 @@ pub struct ClusterState {
     pub voters: Vec<MemberId>,
     /// Number of the next member to be admitted; numbers are never given twice.
     pub member_next: MemberId,
+    /// Builds that members have run, in the order in which they came up first; at most [`BUILDS_MAX`].
+    pub builds: Vec<u64>,
 }
 
 /// A [`ClusterState`] as it was sent or stored.
@@ -131,13 +135,15 @@ struct Unchecked {
     table: Table,
     voters: Vec<MemberId>,
     member_next: MemberId,
+    #[serde(deserialize_with = "wire::capped::<BUILDS_MAX, _, _>")]
+    builds: Vec<u64>,
 }
 
 impl TryFrom<Unchecked> for ClusterState {
     type Error = PlacementError;
     fn try_from(state: Unchecked) -> Result<Self, PlacementError> {
-        let Unchecked { meta, members, table, voters, member_next } = state;
-        let state = Self { meta, members, table, voters, member_next };
+        let Unchecked { meta, members, table, voters, member_next, builds } = state;
+        let state = Self { meta, members, table, voters, member_next, builds };
         if state.is_consistent() { Ok(state) } else { Err(PlacementError::Inconsistent) }
     }
 }
@@ -194,7 +200,12 @@ pub fn form(meta: ClusterMeta, mut specs: Vec<MemberSpec>) -> Result<ClusterStat
     let members = Members::new((1..).map(MemberId).zip(specs).map(|(id, spec)| Member::new(id, spec)))?;
     let replicas = ring::place(&members, &RingConfig::new(meta.partitions, meta.replication));
     let voters = voters(&members);
-    Ok(ClusterState { meta, members, table: Table { epoch: Epoch(1), replicas }, voters, member_next })
+    let table = Table { epoch: Epoch(1), replicas };
+    let mut state = ClusterState { meta, members, table, voters, member_next, builds: Vec::new() };
+    for build in state.members.iter().map(|member| member.build).collect::<Vec<_>>() {
+        state.note_build(build);
+    }
+    Ok(state)
 }
 
 /// Up to [`VOTERS_MAX`] members, spread over the zones as replicas of one partition are.
@@ -232,7 +243,29 @@ impl ClusterState {
         }
     }
 
+    /// Whether a build came up after another one, for the first time. Nobody knows of a build that is not
+    /// noted.
+    #[must_use]
+    pub fn is_newer(&self, build: u64, than: u64) -> bool {
+        let position = |build| self.builds.iter().position(|noted| *noted == build);
+        matches!((position(build), position(than)), (Some(one), Some(other)) if one > other)
+    }
+
+    /// Notes a build unless it is noted. When there are too many, the oldest that nobody runs is forgotten.
+    fn note_build(&mut self, build: u64) {
+        if self.builds.contains(&build) {
+            return;
+        }
+        if self.builds.len() == BUILDS_MAX {
+            let runs = |build: &u64| self.members.iter().any(|member| member.build == *build);
+            let unused = self.builds.iter().position(|build| !runs(build)).unwrap_or(0);
+            self.builds.remove(unused);
+        }
+        self.builds.push(build);
+    }
+
     fn member_up(&mut self, spec: MemberSpec) -> Outcome {
+        let build = spec.build;
         let (id, incarnation) = match self.members.restart(&spec) {
             Some(member) => (member.id, member.incarnation),
             None => {
@@ -247,6 +280,7 @@ impl ClusterState {
                 (id, incarnation)
             }
         };
+        self.note_build(build);
         self.table.epoch.0 += 1;
         Outcome::Up { id, incarnation, epoch: self.table.epoch }
     }
@@ -395,17 +429,19 @@ mod tests {
             http: Some("n1:80".into()),
             zone: Some("z".into()),
             labels: [("role".to_owned(), "chat".to_owned())].into(),
+            build: 9,
             ..spec("n1")
         };
         let formed = SystemCommand::Form { state: form(meta(2), vec![full.clone()]).unwrap() };
         assert_eq!(
             hex(wire::framed(FORMAT_VERSION, &formed)),
-            "0100070102030101026e31076e313a3730303001056e313a383001017a640104726f6c65046368617401010201010101010102"
+            "0100070102030101026e31076e313a3730303001056e313a383001017a640104726f6c65046368617409010102010101010101020\
+             109"
         );
         let up = SystemCommand::MemberUp(full);
         assert_eq!(
             hex(wire::framed(FORMAT_VERSION, &up)),
-            "0101026e31076e313a3730303001056e313a383001017a640104726f6c650463686174"
+            "0101026e31076e313a3730303001056e313a383001017a640104726f6c65046368617409"
         );
         let outcomes = [
             Outcome::Formed,
@@ -415,6 +451,30 @@ mod tests {
             Outcome::Full,
         ];
         assert_eq!(outcomes.map(|outcome| hex(wire::encode(&outcome))).join(" "), "00 01010203 02 0307 04");
+    }
+
+    #[test]
+    fn builds_are_ordered_by_when_they_came_up_first() {
+        let mut state = three(4);
+        let up = |state: &mut ClusterState, node: &str, build| {
+            state.apply(SystemCommand::MemberUp(MemberSpec { build, ..spec(node) }));
+        };
+        up(&mut state, "n1", 7);
+        up(&mut state, "n2", 5);
+        assert!(
+            state.is_newer(7, 0) && state.is_newer(5, 7) && !state.is_newer(7, 5) && !state.is_newer(7, 7)
+        );
+        assert!(!state.is_newer(4, 5) && !state.is_newer(5, 4), "4 is not known");
+        // Back to an older one: it stays older.
+        up(&mut state, "n2", 7);
+        assert!(state.is_newer(5, 7));
+        for build in 100..100 + 2 * BUILDS_MAX as u64 {
+            up(&mut state, "n2", build);
+        }
+        assert_eq!(state.builds.len(), BUILDS_MAX);
+        assert_eq!(state.builds[..2], [0, 7], "what somebody runs is not forgotten");
+        let newest = 99 + 2 * BUILDS_MAX as u64;
+        assert!(state.is_newer(newest, newest - 1) && state.is_newer(newest, 7) && !state.is_newer(5, 7));
     }
 
     proptest! {

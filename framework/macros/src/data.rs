@@ -2,7 +2,8 @@
 
 use proc_macro2::TokenStream;
 use quote::quote;
-use syn::parse::Parser;
+use syn::ext::IdentExt;
+use syn::parse::{Parse, ParseStream, Parser};
 use syn::punctuated::Punctuated;
 use syn::{Attribute, Data, DeriveInput, Fields, Ident, Path, Token, Type};
 
@@ -15,7 +16,7 @@ pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
         Err(error) => return error.to_compile_error(),
     };
     let mut errors = Errors::default();
-    let upgrade_from = errors.take(options(attr)).flatten();
+    let Options { upgrade_from, removed } = errors.take(options(attr)).unwrap_or_default();
     if let Data::Union(data) = &item.data {
         return syn::Error::new(data.union_token.span, "`#[data]` is for structs and enums, not for unions")
             .to_compile_error();
@@ -27,6 +28,7 @@ pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
     }
 
     let container = SerdeAttrs::read(&item.attrs, Place::Container, &mut errors);
+    refuse_kept(&removed, &item.data, &container, &mut errors);
     let shape = shape_of(&item.data, &container, &mut errors);
     if errors.0.is_some() {
         // Without what was refused, serde has nothing to add to our errors.
@@ -36,6 +38,11 @@ pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
     let name = plain(&item.ident);
     let ident = &item.ident;
     let upgrade = upgrade_from.map(upgrade_methods);
+    let removed: Vec<_> = removed.iter().map(Removed::name).collect();
+    let removed = (!removed.is_empty()).then(|| {
+        let ty = container.rename.clone().unwrap_or_else(|| name.clone());
+        quote! { types.removed(#ty, &[#(#removed),*]); }
+    });
     let errors = errors.into_tokens();
     quote! {
         #derives
@@ -44,6 +51,7 @@ pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
         #[automatically_derived]
         impl ::perennial::Data for #ident {
             fn schema(types: &mut ::perennial::schema::Types) -> ::perennial::schema::Type {
+                #removed
                 types.named::<Self>(#name, |types| #shape)
             }
             #upgrade
@@ -52,24 +60,95 @@ pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
     }
 }
 
-fn options(attr: TokenStream) -> syn::Result<Option<Type>> {
-    let mut upgrade_from = None;
-    let parser = syn::meta::parser(|meta| {
-        if !meta.path.is_ident("upgrade_from") {
-            return Err(meta.error("unknown option: `#[data]` takes `upgrade_from = OldType`"));
+/// What stands in `#[data(..)]`.
+#[derive(Default)]
+struct Options {
+    upgrade_from: Option<Type>,
+    removed: Vec<Removed>,
+}
+
+/// A field that the type has given up: `field`, or `Variant.field`, each as serde names it.
+struct Removed {
+    variant: Option<Ident>,
+    field: Ident,
+}
+
+impl Removed {
+    fn name(&self) -> String {
+        let variant = self.variant.as_ref().map(|variant| format!("{}.", plain(variant)));
+        format!("{}{}", variant.unwrap_or_default(), plain(&self.field))
+    }
+}
+
+impl Parse for Removed {
+    fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
+        let field = Ident::parse_any(input)?;
+        if input.parse::<Option<Token![.]>>()?.is_some() {
+            return Ok(Self { variant: Some(field), field: Ident::parse_any(input)? });
         }
-        upgrade_from = Some(meta.value()?.parse()?);
+        Ok(Self { variant: None, field })
+    }
+}
+
+fn options(attr: TokenStream) -> syn::Result<Options> {
+    let mut options = Options::default();
+    let parser = syn::meta::parser(|meta| {
+        if meta.path.is_ident("upgrade_from") {
+            options.upgrade_from = Some(meta.value()?.parse()?);
+        } else if meta.path.is_ident("removed") {
+            let fields;
+            syn::parenthesized!(fields in meta.input);
+            options.removed.extend(fields.parse_terminated(Removed::parse, Token![,])?);
+        } else {
+            return Err(meta.error(
+                "unknown option: `#[data]` takes `upgrade_from = OldType` and `removed(field, Variant.field)`",
+            ));
+        }
         Ok(())
     });
     parser.parse2(attr)?;
-    Ok(upgrade_from)
+    Ok(options)
+}
+
+/// A field that is there is not given up.
+fn refuse_kept(removed: &[Removed], data: &Data, container: &SerdeAttrs, errors: &mut Errors) {
+    let has = |fields: &Fields, rule: Option<RenameRule>, wanted: &str| {
+        fields.iter().any(|field| {
+            let attrs = SerdeAttrs::read(&field.attrs, Place::NamedField, &mut Errors::default());
+            let plain = field.ident.as_ref().map(plain).unwrap_or_default();
+            !attrs.skip
+                && attrs.rename.or_else(|| rule.map(|rule| rule.field(&plain))).unwrap_or(plain) == wanted
+        })
+    };
+    for Removed { variant, field } in removed {
+        let wanted = plain(field);
+        let kept = match (data, variant) {
+            (Data::Struct(data), None) => has(&data.fields, container.rename_all, &wanted),
+            (Data::Enum(data), Some(variant)) => data.variants.iter().any(|found| {
+                found.ident == *variant && has(&found.fields, container.rename_all_fields, &wanted)
+            }),
+            (Data::Enum(_), None) => {
+                let text = "a field of an enum is named with its variant: `removed(Variant.field)`";
+                errors.push(syn::Error::new(field.span(), text));
+                continue;
+            }
+            _ => {
+                let text = "a struct has no variants: name the field alone, `removed(field)`";
+                errors.push(syn::Error::new(field.span(), text));
+                continue;
+            }
+        };
+        if kept {
+            let text = format!("the type still has `{wanted}`: only a field that is gone is given up");
+            errors.push(syn::Error::new(field.span(), text));
+        }
+    }
 }
 
 fn upgrade_methods(old: Type) -> TokenStream {
     quote! {
-        fn reads(fingerprint: u64) -> bool {
-            ::perennial::__private::own_fingerprint::<Self>() == fingerprint
-                || <#old as ::perennial::Data>::reads(fingerprint)
+        fn replaces() -> ::std::vec::Vec<u64> {
+            ::perennial::__private::replaced::<#old>()
         }
         fn upgrade(
             bytes: &[u8],

@@ -17,8 +17,16 @@ use proc_macro::TokenStream;
 /// (`flatten`, `untagged`, `tag`, `skip_serializing_if`, ...) are refused; `rename`, `rename_all`,
 /// `alias`, `default` and, on named fields, `skip` are fine.
 ///
-/// `#[data(upgrade_from = CartV1)]`: the state of an actor that was written as `CartV1` is read as
-/// such and converted with `From<CartV1>`.
+/// The state of an actor outlives its type. What was written with another shape is read by field name, and
+/// nothing of it may be lost: a field may be added with `#[serde(default)]`, renamed with `#[serde(alias)]`,
+/// reordered, widened or made optional. Two options say the rest:
+///
+/// `#[data(upgrade_from = CartV1)]`: a state that was written as `CartV1`, or that `CartV1` could read, is read
+/// as such and converted with `From<CartV1>`. `CartV1` may itself be upgraded from an older type. It stays as
+/// it was, under a new name. This counts for the state itself, not for types within it.
+///
+/// `#[data(removed(note))]`: what states hold in the field `note`, which is gone, is lost when they are written
+/// again. Of a variant: `removed(Sent.by)`.
 #[proc_macro_attribute]
 pub fn data(attr: TokenStream, item: TokenStream) -> TokenStream {
     data::expand(attr.into(), item.into()).into()

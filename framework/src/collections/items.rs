@@ -16,6 +16,7 @@ use perennial_core::partition::rows;
 
 use super::{Doing, abort, doing_with};
 use crate::error::Fault;
+use crate::host::stored_schema;
 use crate::replica::RowStore;
 use crate::schema::Schema;
 
@@ -211,7 +212,9 @@ impl Handle {
             None => None,
         };
         let stored = stored.ok_or_else(|| format!("its schema {fingerprint:016x} is not in the log"))?;
-        let schema = Arc::new(Schema::decode(&stored).map_err(|error| error.to_string())?);
+        let (_, schema) =
+            stored_schema(&stored).ok_or_else(|| format!("its schema {fingerprint:016x} is cut off"))?;
+        let schema = Arc::new(Schema::decode(schema).map_err(|error| error.to_string())?);
         self.items.lock().schemas.insert(fingerprint, schema.clone());
         Ok(schema)
     }

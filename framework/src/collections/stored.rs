@@ -155,7 +155,7 @@ mod tests {
         let schemas = handle.take_draft().schemas;
         let put = |(fingerprint, schema): (u64, Bytes)| RowOp::Put {
             key: rows::schema(fingerprint),
-            value: schema.to_vec(),
+            value: [&[0; 8], &schema[..]].concat(),
         };
         rows.write(vec![(group(), schemas.into_iter().map(put).collect())]).unwrap();
         let new = New { who: "ann".into(), at: 5, edited: false };

@@ -1,7 +1,7 @@
 //! Activations: an actor's presence in memory, made from its row and written back into records.
 //!
 //! Owns the form of a stored state: the fingerprint of its schema, then its encoding. A state of another
-//! schema is read by that schema, which the log holds once for each partition.
+//! schema is read by that schema, which the log holds once for each partition, behind the build that wrote it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use perennial_core::partition::record::Record;
 use perennial_core::partition::rows;
 use perennial_core::time::Millis;
 
+use super::builds::Misread;
 use super::newcomers::{ACTIVATIONS_MAX, NEW_ACTORS_PER_SECOND_MAX};
 use super::owed::Owed;
 use super::turns::Work;
@@ -28,6 +29,8 @@ use crate::schema::Schema;
 const ROOM_IDLE: Duration = Duration::from_secs(1);
 /// Bytes in front of a stored state: the fingerprint of its schema.
 const FINGERPRINT_BYTES: usize = 8;
+/// Bytes in front of a stored schema: the build that stored it first.
+const BUILD_BYTES: usize = 8;
 
 /// An actor in memory.
 ///
@@ -93,31 +96,48 @@ fn decode(
     state
 }
 
-/// Decodes a stored state; one of an older schema is given back in today's form.
+/// Decodes a stored state; one of another schema is given back in today's form.
+///
+/// # Errors
+/// Why it cannot be read, and what to do.
 pub(super) fn read_state(
     rows: &dyn RowStore,
     group: GroupId,
     kind: &dyn Kind,
     items: Option<&Handle>,
     stored: Vec<u8>,
-) -> Result<(Box<dyn State>, Bytes), String> {
+) -> Result<(Box<dyn State>, Bytes), Misread> {
     let (fingerprint, bytes) = stored
         .split_first_chunk::<FINGERPRINT_BYTES>()
         .ok_or_else(|| "it is shorter than its fingerprint".to_owned())?;
     let fingerprint = u64::from_be_bytes(*fingerprint);
-    if fingerprint == kind.fingerprint() {
+    let today = kind.fingerprint();
+    if fingerprint == today {
         let state = decode(items, || kind.decode(bytes))?;
         return Ok((state, Bytes::from(stored)));
     }
-    let schema = rows
-        .get(group, &rows::schema(fingerprint))
-        .map_err(|error| error.to_string())?
-        .ok_or_else(|| format!("its schema {fingerprint:016x} is not in the log"))?;
-    let schema = Schema::decode(&schema).map_err(|error| error.to_string())?;
-    let state = decode(items, || kind.upgrade(bytes, &schema))?;
+    let row = rows.get(group, &rows::schema(fingerprint)).map_err(|error| error.to_string())?;
+    let row = row.ok_or_else(|| format!("its schema {fingerprint:016x} is not in the log"))?;
+    let (build, schema) =
+        stored_schema(&row).ok_or_else(|| format!("its schema {fingerprint:016x} is cut off"))?;
+    let schema = Schema::decode(schema).map_err(|error| error.to_string())?;
+    let upgraded = decode(items, || kind.upgrade(bytes, &schema).map_err(|error| error.to_string()));
+    let state = upgraded.map_err(|error| Misread {
+        build: Some(build),
+        why: format!(
+            "it was stored with schema {fingerprint:016x}, this build has {today:016x}: {error}; \
+             run a build that reads both, see `upgrade_from` in the documentation of #[data]"
+        ),
+    })?;
     items.map_or(Ok(()), Handle::find_lost)?;
-    let today = state.encode_into(kind.fingerprint().to_be_bytes().to_vec())?;
-    Ok((state, Bytes::from(today)))
+    let bytes = state.encode_into(today.to_be_bytes().to_vec())?;
+    Ok((state, Bytes::from(bytes)))
+}
+
+/// The build that stored a schema first, and the schema.
+pub(crate) fn stored_schema(row: &[u8]) -> Option<(u64, &[u8])> {
+    let (build, schema) = row.split_first_chunk::<BUILD_BYTES>()?;
+    Some((u64::from_be_bytes(*build), schema))
 }
 
 impl Host {
@@ -159,8 +179,14 @@ impl Host {
                     fresh(&**kind, items.as_ref()).map_err(|why| self.storage_fault("state", actor, &why))?;
                 (state, Bytes::new())
             }
-            Some(stored) => read_state(&*self.shared.rows, self.group, &**kind, items.as_ref(), stored)
-                .map_err(|why| self.storage_fault("state", actor, &why))?,
+            Some(stored) => match read_state(&*self.shared.rows, self.group, &**kind, items.as_ref(), stored)
+            {
+                Ok(decoded) => {
+                    self.readable(actor);
+                    decoded
+                }
+                Err(misread) => return Err(self.unreadable(actor, misread)),
+            },
         };
         let act = Activation {
             kind: kind.clone(),
@@ -233,8 +259,7 @@ impl Host {
 
     /// The schema of an actor's state, encoded.
     pub(super) fn state_schema(&self, actor: &ActorId) -> Option<Bytes> {
-        let (root, types) = self.activations.get(actor)?.kind.state_schema();
-        let schema = Schema { root, types };
+        let schema = self.activations.get(actor)?.kind.schema();
         Some(Bytes::from(postcard::to_stdvec(&schema).expect("a schema always encodes")))
     }
 
@@ -244,6 +269,8 @@ impl Host {
         if matches!(stored, Ok(Some(_))) {
             return;
         }
+        let build = self.shared.builds.build().to_be_bytes();
+        let schema = Bytes::from([&build[..], &schema].concat());
         let size = schema.len();
         let seq = self.append(Record::Schema { fingerprint, schema }, size);
         self.owed.push_back(Owed::nothing(seq));

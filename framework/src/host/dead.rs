@@ -195,7 +195,7 @@ impl Host {
         let params = kind.methods()[method].params;
         let mut types = Types::default();
         let root = Type::Tuple(params.iter().map(|param| (param.schema)(&mut types)).collect());
-        let values = match (Schema { root, types }).to_json(&message.args).ok()? {
+        let values = match (Schema { root, types, replaces: Vec::new() }).to_json(&message.args).ok()? {
             serde_json::Value::Array(values) => values,
             // No parameters: the empty tuple is a unit.
             _ => Vec::new(),

@@ -8,6 +8,7 @@
 //! The ordering of outputs behind the commit is Durable Objects' output gate.
 
 mod activation;
+pub(crate) mod builds;
 mod dead;
 pub(crate) mod events;
 mod items;
@@ -34,6 +35,8 @@ use perennial_core::time::Millis;
 use ractor::{ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 
+pub(crate) use self::activation::stored_schema;
+pub(crate) use self::builds::Builds;
 pub(crate) use self::turns::Host;
 use crate::actor::{Args, Finished, State};
 use crate::app::Kinds;
@@ -173,6 +176,7 @@ pub(crate) struct HostShared {
     pub(crate) courier: Arc<dyn Courier>,
     pub(crate) clock: Clock,
     pub(crate) counters: Arc<HostCounters>,
+    pub(crate) builds: Arc<dyn Builds>,
 }
 
 /// Counts and allowances over all hosts of a node.
@@ -234,6 +238,8 @@ pub(crate) struct Gauges {
     resident: AtomicU64,
     /// Dead letters kept.
     dead: AtomicU64,
+    /// Actors met whose state cannot be read.
+    parked: AtomicU64,
 }
 
 impl HostCounters {
@@ -286,6 +292,11 @@ impl HostHandle {
     /// Dead letters kept.
     fn dead(&self) -> u64 {
         self.gauges.dead.load(Ordering::Relaxed)
+    }
+
+    /// Actors met in this epoch whose state cannot be read.
+    pub(crate) fn parked(&self) -> u64 {
+        self.gauges.parked.load(Ordering::Relaxed)
     }
 
     /// Ends the host; everything it owes is answered with "outcome unknown".
@@ -364,6 +375,11 @@ impl Hosts {
     /// Dead letters kept over all hosts.
     pub(crate) fn dead(&self) -> u64 {
         self.by_partition.iter().map(|host| host.dead()).sum()
+    }
+
+    /// Parked actors over all hosts.
+    pub(crate) fn parked(&self) -> u64 {
+        self.by_partition.iter().map(|host| host.parked()).sum()
     }
 }
 

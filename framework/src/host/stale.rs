@@ -75,7 +75,8 @@ impl StaleReads {
         within: Duration,
         caller: Arc<dyn Caller>,
     ) -> Result<Option<(Answer, Duration)>, Fault> {
-        let (kind, method) = handler(&self.kinds, &call.target, &call.method)?;
+        // Another build may know it.
+        let Ok((kind, method)) = handler(&self.kinds, &call.target, &call.method) else { return Ok(None) };
         let described = &kind.methods()[method];
         if described.write {
             let (kind, method) = (kind.name().to_owned(), described.name.to_owned());
@@ -104,10 +105,11 @@ impl StaleReads {
                 return Ok(None);
             }
             let mut state = match self.state(group, call, &*kind) {
-                Ok(state) => state,
+                Some(state) => state,
                 // Rows that are being replaced may not fit together.
-                Err(_) if !standing.is_still(view) => continue,
-                Err(fault) => return Err(fault),
+                None if !standing.is_still(view) => continue,
+                // What cannot be read here is told, or read, by the leader.
+                None => return Ok(None),
             };
             let finished = if described.asynchronous {
                 if !standing.is_still(view) {
@@ -130,17 +132,14 @@ impl StaleReads {
         Ok(None)
     }
 
-    fn state(&self, group: GroupId, call: &HostCall, kind: &dyn Kind) -> Result<Box<dyn State>, Fault> {
+    fn state(&self, group: GroupId, call: &HostCall, kind: &dyn Kind) -> Option<Box<dyn State>> {
         let rows = self.replica.rows();
         let items = kind
             .has_collections()
             .then(|| Handle::of(call.target.clone(), group, rows.clone(), Ids::new(Term(0))).copy());
-        let items = items.as_ref();
-        let unreadable =
-            |why: String| Fault::Unreadable { what: "state".into(), at: call.target.to_string(), why };
-        match rows.get(group, &rows::state(&call.target)).map_err(|error| unreadable(error.to_string()))? {
-            None => fresh(kind, items).map_err(unreadable),
-            Some(stored) => Ok(read_state(&*rows, group, kind, items, stored).map_err(unreadable)?.0),
+        match rows.get(group, &rows::state(&call.target)).ok()? {
+            None => fresh(kind, items.as_ref()).ok(),
+            Some(stored) => Some(read_state(&*rows, group, kind, items.as_ref(), stored).ok()?.0),
         }
     }
 

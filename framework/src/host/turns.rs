@@ -162,6 +162,10 @@ pub(crate) struct Host {
     pub(super) collection_ids: Ids,
     /// The record that last forgot dropped items.
     pub(super) forgetting_items: Option<RecordSeq>,
+    /// Actors met whose state cannot be read here: parked, or waiting for a newer build.
+    pub(super) parked: HashMap<ActorId, bool, FixedState>,
+    /// When the partition was last to be handed over to a newer build.
+    pub(super) passed_on: Option<Instant>,
     /// Async turns and pauses. They end with the host: a turn that can no longer commit must neither
     /// make further calls nor keep its caller waiting.
     tasks: tokio::task::JoinSet<()>,
@@ -199,6 +203,8 @@ impl Host {
             schemas: HashSet::default(),
             collection_ids: Ids::new(opening.epoch),
             forgetting_items: None,
+            parked: HashMap::default(),
+            passed_on: None,
             tasks: tokio::task::JoinSet::new(),
         };
         host.count_dead();
@@ -259,7 +265,10 @@ impl Host {
         }
         let (kind, method) = match handler(&self.shared.kinds, &call.target, &call.method) {
             Ok(found) => found,
-            Err(fault) => return self.refuse(reply, fault),
+            Err(fault) => {
+                let fault = self.unknown_here(&call.target, fault);
+                return self.refuse_or_wait(call, reply, fault);
+            }
         };
         let described = &kind.methods()[method];
         if !described.write {
@@ -345,7 +354,7 @@ impl Host {
     fn read(&mut self, kind: Arc<dyn Kind>, method: usize, call: HostCall, reply: ReplyTo) {
         HostCounters::add(&self.shared.counters.reads, 1);
         if let Err(fault) = self.activate(&call.target, &kind, true) {
-            return self.refuse(reply, fault);
+            return self.refuse_or_wait(call, reply, fault);
         }
         let asynchronous = kind.methods()[method].asynchronous;
         let lasting = call.lasting();
@@ -437,7 +446,7 @@ impl Host {
         });
         let (kind, method) = match ready {
             Ok(ready) => ready,
-            Err(fault) => return self.finish(actor, work, Finished::fault(fault)),
+            Err(fault) => return self.end_or_wait(actor, work, fault),
         };
         let lasting = match &work {
             Work::Call(call, _) => call.lasting(),
@@ -534,7 +543,7 @@ impl Host {
     }
 
     /// Turns a finished turn into a record, or undoes it.
-    fn finish(&mut self, actor: ActorId, work: Work, finished: Finished) {
+    pub(super) fn finish(&mut self, actor: ActorId, work: Work, finished: Finished) {
         let Finished { answer, mut effects } = finished;
         if !matches!(answer, Answer::Ok(_)) {
             return self.undo(actor, work, answer);
@@ -568,6 +577,15 @@ impl Host {
                 return self.undo(actor, work, Answer::Fault(fault));
             }
         }
+        let new_schemas = draft.iter().flat_map(|draft| draft.schemas.keys());
+        let news = changed.then_some(&fingerprint).into_iter().chain(new_schemas);
+        if !self.shared.builds.announced() && news.into_iter().any(|schema| !self.schemas.contains(schema)) {
+            let fault = Fault::Unavailable {
+                what: actor.to_string(),
+                why: "the cluster does not know yet which build this node runs; try again".into(),
+            };
+            return self.undo(actor, work, Answer::Fault(fault));
+        }
         if changed
             && self.schemas.insert(fingerprint)
             && let Some(schema) = self.state_schema(&actor)
@@ -599,8 +617,11 @@ impl Host {
 
     /// The turn failed: its state is decoded anew. A message or reminder that its handler refuses is a
     /// dead letter; one that met a passing fault is tried again, for a bounded time.
-    fn undo(&mut self, actor: ActorId, mut work: Work, answer: Answer) {
+    fn undo(&mut self, actor: ActorId, mut work: Work, mut answer: Answer) {
         HostCounters::add(&self.shared.counters.undone, 1);
+        if !matches!(work, Work::Call(..)) {
+            answer = self.passing(&actor, answer);
+        }
         if let Some(act) = self.activations.get_mut(&actor) {
             if let Some(items) = &act.items {
                 drop(items.take_draft());

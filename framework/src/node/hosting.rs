@@ -114,6 +114,7 @@ async fn open(
         courier: Arc::new(caller),
         clock: inner.clock.clone(),
         counters: inner.counters.clone(),
+        builds: Arc::new(super::builds::NodeBuilds::new(inner)),
     };
     let opening = Opening { partition, epoch, meta, applied, shared };
     match host::start(opening, supervisor.get_cell()).await {

@@ -122,6 +122,7 @@ impl Collector for NodeCollector {
             ("perennial_dead_letters", "Dead letters kept by partitions led here", inner.hosts.dead()),
             ("perennial_partitions_led", "Partitions led here", inner.hosts.len() as u64),
             ("perennial_activations", "Actors in memory here", inner.hosts.resident()),
+            ("perennial_actors_parked", "Actors here whose state cannot be read", inner.hosts.parked()),
             (
                 "perennial_ready",
                 "1 when calls can be served from here",

@@ -3,6 +3,7 @@
 //! Owns the parts and their order of start and stop: data folder, port, forming, replica, hosts,
 //! router, control lane. Each part is in a module of its own; here they are only wired.
 
+mod builds;
 #[cfg(feature = "controls")]
 mod controls;
 mod formation;
@@ -214,7 +215,8 @@ struct Unstarted {
 
 impl Unstarted {
     fn new(ground: Ground) -> Self {
-        let Ground { app, spec, address, folder, identity, clock, replicas } = ground;
+        let Ground { app, mut spec, address, folder, identity, clock, replicas } = ground;
+        spec.build = app.build();
         let (lifecycle, lifecycles) = mpsc::unbounded_channel();
         let (admit, admissions) = mpsc::channel(16);
         let current = watch::Sender::new(identity.formed.clone());
@@ -495,6 +497,9 @@ impl Inner {
             })
             .collect();
         replica.open_groups(groups).await.map_err(|e| chain(&e))?;
+        if let Some(state) = &*self.current.borrow() {
+            builds::keep_from_older(self, state);
+        }
         match self.replicas {
             Replicas::Folder => service::open_control(self, &formed).await,
             // The hub has no place for it; the table comes with the system partition's log.

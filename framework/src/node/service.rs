@@ -349,6 +349,7 @@ fn use_state(inner: &Inner, state: &ClusterState) {
     let names = state.members.iter().map(|m| (m.id, m.node.clone())).collect();
     *inner.names.write().unwrap_or_else(PoisonError::into_inner) = names;
     inner.router.update(state.clone());
+    super::builds::keep_from_older(inner, state);
     if let Some(transport) = inner.transport.get() {
         let others = state.members.iter().filter(|m| m.node != inner.node);
         transport.set_peers(others.map(|m| (m.node.clone(), m.address.clone())).collect());

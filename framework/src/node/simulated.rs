@@ -158,6 +158,12 @@ impl Node {
         self.inner.transport.get().is_some_and(|transport| transport.is_up(node))
     }
 
+    /// The build that another node runs, as far as this one knows.
+    pub(crate) fn build_of(&self, node: &NodeId) -> Option<u64> {
+        let routes = self.inner.router.routes();
+        routes.as_ref()?.state().members.by_node(node).map(|member| member.build)
+    }
+
     /// What is applied here.
     pub(crate) fn rows(&self) -> Option<Arc<dyn RowStore>> {
         self.inner.replica().map(ReplicaHandle::rows)

@@ -69,6 +69,7 @@ pub(super) async fn led(inner: &Arc<Inner>) -> Vec<PartitionStatus> {
             commit: g.commit.0,
             replicas,
             activations: inner.hosts.get(partition).map_or(0, |host| host.resident()),
+            parked: inner.hosts.get(partition).map_or(0, |host| host.parked()),
         })
     });
     led.collect()
@@ -123,6 +124,7 @@ pub(super) async fn cluster(inner: &Arc<Inner>) -> ClusterStatus {
                 .map(|node| ReplicaStatus { node, lag: None })
                 .collect(),
             activations: 0,
+            parked: 0,
         });
     }
     status.partitions = partitions.into_values().collect();
@@ -139,6 +141,7 @@ pub(super) async fn cluster(inner: &Arc<Inner>) -> ClusterStatus {
             leads: status.partitions.iter().filter(|p| p.leader.as_ref() == Some(&m.node)).count() as u32,
             replicas: state.table.replicas.iter().filter(|r| r.contains(&m.id)).count() as u32,
             incarnation: m.incarnation,
+            build: format!("{:016x}", m.build),
         })
         .collect();
     status

@@ -233,6 +233,11 @@ impl ReplicaHandle {
         self.shared.inputs.push_always(Input::Transfer { group, to });
     }
 
+    /// Whether leadership of a group stays where it is instead of going back to the preferred replica.
+    pub fn set_stays(&self, group: GroupId, stays: bool) {
+        self.shared.inputs.push_always(Input::Stays { group, stays });
+    }
+
     /// A hint that a member's process is gone: its leaderships are taken over at once.
     pub fn member_down(&self, member: MemberId) {
         self.shared.inputs.push_always(Input::MemberDown(member));

@@ -51,6 +51,10 @@ pub(crate) enum Input {
         group: GroupId,
         to: MemberId,
     },
+    Stays {
+        group: GroupId,
+        stays: bool,
+    },
     MemberDown(MemberId),
     Unreachable(MemberId),
     Open {

@@ -327,6 +327,7 @@ impl Worker {
             Input::Transfer { group, to } => {
                 self.driver.transfer(group, to);
             }
+            Input::Stays { group, stays } => self.driver.set_stays(group, stays),
             Input::MemberDown(member) => self.driver.member_down(member),
             Input::Unreachable(member) => self.driver.unreachable(member),
             Input::Open { groups, reply } => match self.open(groups) {

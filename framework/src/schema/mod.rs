@@ -7,10 +7,12 @@
 
 mod json;
 mod read;
+pub(crate) mod text;
+pub(crate) mod witness;
 
 use std::any::TypeId;
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::{Deserializer, IgnoredAny};
 use serde::{Deserialize, Serialize};
@@ -122,6 +124,30 @@ pub struct Types {
     /// Which Rust type took which name, and whether one is a collection; empty in stored schemas.
     #[serde(skip)]
     entered: Entered,
+    /// What types have given up; empty in stored schemas.
+    #[serde(skip)]
+    removed: Removed,
+}
+
+/// Fields that types have given up, by the type's name and `field` or `Variant.field`. Not part of a
+/// schema's identity.
+#[derive(Debug, Clone, Default)]
+struct Removed(BTreeMap<&'static str, BTreeSet<&'static str>>);
+
+impl PartialEq for Removed {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+impl Eq for Removed {}
+
+impl Removed {
+    fn holds(&self, ty: &str, variant: Option<&str>, field: &str) -> bool {
+        self.0.get(ty).is_some_and(|fields| match variant {
+            None => fields.contains(field),
+            Some(variant) => fields.iter().any(|removed| removed.split_once('.') == Some((variant, field))),
+        })
+    }
 }
 
 /// Not part of a schema's identity.
@@ -162,6 +188,12 @@ impl Types {
         self.by_name.insert(name.clone(), shape);
         Type::Named(name)
     }
+
+    /// Says that what states hold in these fields of a type may be lost (used by generated code).
+    #[doc(hidden)]
+    pub fn removed(&mut self, ty: &'static str, fields: &[&'static str]) {
+        self.removed.0.entry(ty).or_default().extend(fields);
+    }
 }
 
 /// A root type with the named types it needs.
@@ -171,6 +203,9 @@ pub struct Schema {
     pub root: Type,
     /// What it refers to.
     pub types: Types,
+    /// Fingerprints of the types that this one is upgraded from: a build of one of them is older than
+    /// a state with this schema. Not part of the fingerprint.
+    pub replaces: Vec<u64>,
 }
 
 /// Why bytes could not be read by a schema; nothing was changed.
@@ -209,6 +244,15 @@ pub enum SchemaError {
     /// Elements are left that the type has no place for.
     #[error("{0} elements too many for the type")]
     ElementsLeft(u64),
+    /// A build with a newer type wrote it, which says that it replaces this one.
+    #[error("a newer build wrote it, whose type is upgraded from the one of this build")]
+    Newer,
+    /// The type has no place for something that is stored.
+    #[error(
+        "it is stored, and the type has no place for it: keep the field, name the one that has taken its place \
+         with #[serde(alias)], or give it up with #[data(removed(..))]"
+    )]
+    NoPlace,
     /// The value does not fit the type; the text is serde's.
     #[error("{0}")]
     Mismatch(String),
@@ -239,7 +283,7 @@ impl Schema {
     #[must_use]
     pub fn of<T: Data>() -> Self {
         let mut types = Types::default();
-        Self { root: T::schema(&mut types), types }
+        Self { root: T::schema(&mut types), types, replaces: T::replaces() }
     }
 
     /// Decodes a stored schema that takes all the bytes.
@@ -292,6 +336,18 @@ impl Schema {
     /// What does not fit.
     pub fn read<T: serde::de::DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, SchemaError> {
         read::Reader::new(&self.types, bytes).whole(|reader| T::deserialize(reader.value(&self.root)))
+    }
+
+    /// As [`read`](Self::read), but nothing that is stored is left out unless `T` has given it up with
+    /// `#[data(removed(..))]`: what is written back then has lost nothing.
+    ///
+    /// # Errors
+    /// What does not fit; [`SchemaError::NoPlace`] for what would be lost.
+    pub fn read_whole<T: Data>(&self, bytes: &[u8]) -> Result<T, SchemaError> {
+        let mut types = Types::default();
+        T::schema(&mut types);
+        let reader = read::Reader::new(&self.types, bytes).losing(&types.removed);
+        reader.whole(|reader| T::deserialize(reader.value(&self.root)))
     }
 
     /// Renders postcard bytes written with this schema as JSON. A map whose keys are not plain becomes a

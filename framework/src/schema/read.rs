@@ -11,7 +11,8 @@ use serde::de::{
 use serde::forward_to_deserialize_any;
 
 use super::{
-    DEPTH_MAX, EMPTY_ELEMENTS_MAX, Field, SchemaError, Shape, Type, Types, VALUES_PER_BYTE_MAX, Variant,
+    DEPTH_MAX, EMPTY_ELEMENTS_MAX, Field, Removed, SchemaError, Shape, Type, Types, VALUES_PER_BYTE_MAX,
+    Variant,
 };
 
 const BYTE: &Type = &Type::Uint(8);
@@ -23,6 +24,8 @@ pub(super) struct Reader<'s, 'de> {
     depth: usize,
     /// Values that may still be looked at.
     values: u64,
+    /// What may be left out; anything when there is none of this.
+    losing: Option<&'s Removed>,
 }
 
 /// A place in a schema.
@@ -49,7 +52,12 @@ pub(super) enum Wire<'s> {
 impl<'s, 'de> Reader<'s, 'de> {
     pub(super) fn new(types: &'s Types, bytes: &'de [u8]) -> Self {
         let values = VALUES_PER_BYTE_MAX * bytes.len() as u64 + 2 * EMPTY_ELEMENTS_MAX;
-        Self { types, rest: bytes, depth: 0, values }
+        Self { types, rest: bytes, depth: 0, values, losing: None }
+    }
+
+    /// Nothing but these fields may be left out.
+    pub(super) fn losing(self, removed: &'s Removed) -> Self {
+        Self { losing: Some(removed), ..self }
     }
 
     /// Reads one value that takes all the bytes.
@@ -62,7 +70,7 @@ impl<'s, 'de> Reader<'s, 'de> {
     }
 
     pub(super) fn value<'r>(&'r mut self, ty: &'s Type) -> Value<'r, 's, 'de> {
-        Value { reader: self, node: Node::Type(ty) }
+        Value { reader: self, node: Node::Type(ty), into: Into::default() }
     }
 
     /// Looks through names and newtypes.
@@ -129,10 +137,22 @@ impl<'s, 'de> Reader<'s, 'de> {
     }
 }
 
+/// Which of today's types a value is read into.
+#[derive(Clone, Copy, Default)]
+struct Into<'s> {
+    /// The struct or enum.
+    ty: Option<&'static str>,
+    /// The variant.
+    variant: Option<&'s str>,
+    /// It is a field whose content may be lost.
+    removed: bool,
+}
+
 /// A value to be read, as serde sees it.
 pub(super) struct Value<'r, 's, 'de> {
     reader: &'r mut Reader<'s, 'de>,
     node: Node<'s>,
+    into: Into<'s>,
 }
 
 impl<'s, 'de> Value<'_, 's, 'de> {
@@ -167,12 +187,15 @@ impl<'s, 'de> Value<'_, 's, 'de> {
                 })
             }
             Wire::Struct(fields) => reader.nested(|reader| {
-                let mut fields = Fields { reader, fields, value: None };
+                let mut fields = Fields { reader, fields, value: None, into: self.into };
                 let value = visitor.visit_map(&mut fields)?;
                 let left = fields.fields.len() as u64;
                 if left == 0 { Ok(value) } else { Err(SchemaError::ElementsLeft(left)) }
             }),
-            Wire::Enum(variants) => reader.nested(|reader| visitor.visit_enum(Choice { reader, variants })),
+            Wire::Enum(variants) => {
+                let into = self.into;
+                reader.nested(|reader| visitor.visit_enum(Choice { reader, variants, into }))
+            }
         }
     }
 }
@@ -234,10 +257,13 @@ impl<'de> Deserializer<'de> for Value<'_, '_, 'de> {
     /// A unit struct or variant may have got fields.
     fn deserialize_struct<V: Visitor<'de>>(
         mut self,
-        _: &'static str,
+        name: &'static str,
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, SchemaError> {
+        if self.into.variant.is_none() {
+            self.into.ty = Some(name);
+        }
         match self.wire()? {
             Wire::Unit => self.drive(Wire::Struct(&[]), visitor),
             wire => self.drive(wire, visitor),
@@ -250,6 +276,30 @@ impl<'de> Deserializer<'de> for Value<'_, '_, 'de> {
             Wire::Bytes => self.drive(Wire::Seq(BYTE), visitor),
             wire => self.drive(wire, visitor),
         }
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        mut self,
+        name: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, SchemaError> {
+        self.into.ty = Some(name);
+        self.deserialize_any(visitor)
+    }
+
+    /// What the type does not know.
+    fn deserialize_ignored_any<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, SchemaError> {
+        if self.reader.losing.is_some() && !self.into.removed {
+            return Err(SchemaError::NoPlace);
+        }
+        // All that is in it is given up with it.
+        let wire = self.wire()?;
+        let losing = self.reader.losing.take();
+        let value =
+            Value { reader: &mut *self.reader, node: self.node, into: self.into }.drive(wire, visitor);
+        self.reader.losing = losing;
+        value
     }
 
     /// serde would round a wider number.
@@ -276,7 +326,7 @@ impl<'de> Deserializer<'de> for Value<'_, '_, 'de> {
 
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 char str string bytes byte_buf unit unit_struct tuple
-        tuple_struct map enum identifier ignored_any
+        tuple_struct map identifier
     }
 }
 
@@ -374,6 +424,7 @@ struct Fields<'r, 's, 'de> {
     fields: &'s [Field],
     /// The field whose name was given last.
     value: Option<&'s Field>,
+    into: Into<'s>,
 }
 
 impl<'de> MapAccess<'de> for Fields<'_, '_, 'de> {
@@ -390,7 +441,13 @@ impl<'de> MapAccess<'de> for Fields<'_, '_, 'de> {
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, SchemaError> {
         let field =
             self.value.take().ok_or_else(|| SchemaError::custom("a value was asked for before its key"))?;
-        seed.deserialize(self.reader.value(&field.ty)).map_err(|error| error.within(&*field.name))
+        let removed = match (self.reader.losing, self.into.ty) {
+            (Some(removed), Some(ty)) => removed.holds(ty, self.into.variant, &field.name),
+            _ => false,
+        };
+        let mut value = self.reader.value(&field.ty);
+        value.into.removed = removed;
+        seed.deserialize(value).map_err(|error| error.within(&*field.name))
     }
 }
 
@@ -398,6 +455,7 @@ impl<'de> MapAccess<'de> for Fields<'_, '_, 'de> {
 struct Choice<'r, 's, 'de> {
     reader: &'r mut Reader<'s, 'de>,
     variants: &'s [Variant],
+    into: Into<'s>,
 }
 
 impl<'r, 's, 'de> EnumAccess<'de> for Choice<'r, 's, 'de> {
@@ -410,7 +468,8 @@ impl<'r, 's, 'de> EnumAccess<'de> for Choice<'r, 's, 'de> {
     ) -> Result<(V::Value, Self::Variant), SchemaError> {
         let variant = self.reader.variant(self.variants)?;
         let name: StrDeserializer<'_, SchemaError> = variant.name.as_str().into_deserializer();
-        Ok((seed.deserialize(name)?, Content { reader: self.reader, variant }))
+        let into = Into { variant: Some(&variant.name), ..self.into };
+        Ok((seed.deserialize(name)?, Content { reader: self.reader, variant, into }))
     }
 }
 
@@ -418,11 +477,13 @@ impl<'r, 's, 'de> EnumAccess<'de> for Choice<'r, 's, 'de> {
 struct Content<'r, 's, 'de> {
     reader: &'r mut Reader<'s, 'de>,
     variant: &'s Variant,
+    into: Into<'s>,
 }
 
 impl<'r, 's, 'de> Content<'r, 's, 'de> {
-    fn value(self) -> Value<'r, 's, 'de> {
-        Value { reader: self.reader, node: Node::Shape(&self.variant.shape) }
+    /// What it carries; today's type is the variant itself, or what a newtype variant holds.
+    fn value(self, into: Into<'s>) -> Value<'r, 's, 'de> {
+        Value { reader: self.reader, node: Node::Shape(&self.variant.shape), into }
     }
 }
 
@@ -439,12 +500,12 @@ impl<'de> VariantAccess<'de> for Content<'_, '_, 'de> {
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, SchemaError> {
         let variant = self.variant;
-        seed.deserialize(self.value()).map_err(|error| error.within(&*variant.name))
+        seed.deserialize(self.value(Into::default())).map_err(|error| error.within(&*variant.name))
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, SchemaError> {
-        let variant = self.variant;
-        self.value().deserialize_any(visitor).map_err(|error| error.within(&*variant.name))
+        let (variant, into) = (self.variant, self.into);
+        self.value(into).deserialize_any(visitor).map_err(|error| error.within(&*variant.name))
     }
 
     fn struct_variant<V: Visitor<'de>>(
@@ -452,7 +513,7 @@ impl<'de> VariantAccess<'de> for Content<'_, '_, 'de> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, SchemaError> {
-        let variant = self.variant;
-        self.value().deserialize_struct("", fields, visitor).map_err(|error| error.within(&*variant.name))
+        let (variant, into) = (self.variant, self.into);
+        self.value(into).deserialize_struct("", fields, visitor).map_err(|error| error.within(&*variant.name))
     }
 }

@@ -78,6 +78,7 @@ impl TestApp {
             courier: Arc::new(caller),
             clock,
             counters: Arc::new(HostCounters::default()),
+            builds: Arc::new(host::builds::OneBuild),
         };
         let (supervisor, _) =
             ractor::Actor::spawn(None, Supervisor, ()).await.expect("an actor can be spawned");

@@ -102,7 +102,9 @@ impl TestClusterBuilder {
         );
         let seed = self.seed.unwrap_or_else(rand::random);
         let ids: Vec<_> = (1..=self.nodes).map(node_id).collect();
-        let specs = ids.iter().map(|id| MemberSpec::new(id.clone(), format!("{id}:1"))).collect();
+        let build = self.app.build();
+        let spec = |id: &NodeId| MemberSpec { build, ..MemberSpec::new(id.clone(), format!("{id}:1")) };
+        let specs = ids.iter().map(spec).collect();
         let replication = self.nodes.min(NODES) as u8;
         let state = form(ClusterMeta::new(ClusterId(seed.into()), partitions, replication), specs)
             .expect("these nodes form a cluster");
@@ -116,12 +118,12 @@ impl TestClusterBuilder {
         let machines = ids.iter().enumerate().map(|(at, id)| {
             let disk = Disk::new(&folder.path().join(id.as_str()), seed.wrapping_add(at as u64));
             let disk = disk.expect("the folder for temporary files can be written to");
-            Slot { id: id.clone(), disk, process: Mutex::default(), starts: AtomicU64::new(0) }
+            let app = Mutex::new(self.app.clone());
+            Slot { id: id.clone(), app, disk, process: Mutex::default(), starts: AtomicU64::new(0) }
         });
         let machines: Vec<_> = machines.collect();
         let link = LinkConfig { backoff_max: BACKOFF_MAX, ..LinkConfig::default() };
         let world = World {
-            app: self.app,
             seed,
             state,
             machines,
@@ -260,6 +262,26 @@ impl TestCluster {
         self.world.start(node);
         let runs = || self.world.up(node).and_then(|_| self.world.linked(node));
         self.world.until(|| format!("{} does not start", self.world.name(node)), runs).await;
+    }
+
+    /// As [`restart`](Self::restart), with another build of the application: its actors may have other states
+    /// and other handlers under the same kinds. Returns once the cluster knows of the build. The node keeps the
+    /// build when it is started again.
+    ///
+    /// # Panics
+    /// When it runs already, or cannot use its disk.
+    pub async fn restart_as(&self, node: usize, app: App) {
+        let build = app.build();
+        *lock(&self.world.slot(node).app) = app;
+        self.restart(node).await;
+        let id = &self.world.slot(node).id;
+        let runs = |other| self.world.up(other).and_then(|other| other.build_of(id)) == Some(build);
+        let known = || {
+            let mut reached =
+                self.nodes().into_iter().filter(|&other| other == node || self.world.reach(node, other));
+            reached.all(runs).then_some(())
+        };
+        self.world.until(|| format!("{} does not tell its build", self.world.name(node)), known).await;
     }
 
     /// Starts all nodes that are down and waits until every node is ready.
@@ -413,7 +435,6 @@ impl std::fmt::Debug for TestCluster {
 
 /// The machines and what is between them. Its own type, so that a start that panics ends it too.
 struct World {
-    app: App,
     seed: u64,
     /// As it was formed; replicas stay where they are.
     state: ClusterState,
@@ -434,6 +455,8 @@ struct World {
 /// One machine.
 struct Slot {
     id: NodeId,
+    /// The build that its node runs from the next start on.
+    app: Mutex<App>,
     disk: Disk,
     /// `None` while it is down.
     process: Mutex<Option<Process>>,
@@ -498,7 +521,7 @@ impl World {
             #[cfg(feature = "controls")]
             mistake: None,
         };
-        *process = Some(Process::start(machine, self.app.clone(), self.folder.clone()));
+        *process = Some(Process::start(machine, lock(&slot.app).clone(), self.folder.clone()));
     }
 
     fn set_clocks(&self, millis: i64) {

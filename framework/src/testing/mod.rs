@@ -74,6 +74,7 @@
 
 mod app;
 mod cluster;
+mod lock;
 mod process;
 
 use perennial_core::id::{GroupId, PartitionId};
@@ -81,6 +82,7 @@ use perennial_core::partition::rows;
 
 pub use self::app::TestApp;
 pub use self::cluster::{TestCluster, TestClusterBuilder};
+pub use self::lock::schema_lock;
 use crate::replica::RowStore;
 
 /// Whether messages of a partition's actors are on their way.

@@ -1,5 +1,6 @@
 //! `status`: members, leaders and replicas as the cluster tells them.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -58,10 +59,16 @@ fn text(status: &ClusterStatus, partitions: bool) -> String {
         Some(cluster) => format!("{} in cluster {cluster}, as {} sees it", status.app, status.node),
         None => format!("{}, not formed yet, as {} sees it", status.app, status.node),
     };
+    let builds: BTreeSet<_> = status.members.iter().map(|member| &member.build).collect();
+    if builds.len() > 1 {
+        let told = "the builds differ: states of the newer ones are served by nodes that run them";
+        text += &format!("\n{}", paint(told, AnsiColor::Yellow));
+    }
     if let Some(waits) = &status.waiting_for {
         text += &format!("\n{}", paint(waits, AnsiColor::Yellow));
     }
-    let mut members = table(&["node", "up", "address", "http", "zone", "#leads", "#replicas", "#starts"]);
+    let mut members =
+        table(&["node", "up", "address", "http", "zone", "#leads", "#replicas", "#starts", "build"]);
     for member in &status.members {
         let up = if member.up { Cell::new("up").fg(Color::Green) } else { Cell::new("down").fg(Color::Red) };
         members.add_row([
@@ -73,6 +80,7 @@ fn text(status: &ClusterStatus, partitions: bool) -> String {
             Cell::new(member.leads),
             Cell::new(member.replicas),
             Cell::new(member.incarnation),
+            Cell::new(&member.build[..member.build.len().min(8)]),
         ]);
     }
     text += &format!("\n{}\n{}", members.trim_fmt(), summary(&status.partitions));
@@ -108,7 +116,13 @@ fn summary(partitions: &[PartitionStatus]) -> String {
     if unknown > 0 {
         text += &format!(", {unknown} not known");
     }
-    text + &format!("; {activations} activations")
+    text += &format!("; {activations} activations");
+    let parked: u64 = partitions.iter().map(|p| p.parked).sum();
+    if parked > 0 {
+        let told = format!("{parked} actors are parked: their state cannot be read, see the logs");
+        text += &format!("\n{}", paint(&told, AnsiColor::Red));
+    }
+    text
 }
 
 fn replicas(partition: &PartitionStatus) -> String {
@@ -140,6 +154,7 @@ mod tests {
             leads: 1,
             replicas: 2,
             incarnation: 3,
+            build: "00000000000000b1".into(),
         };
         let replica = |name: &str, lag| ReplicaStatus { node: node(name), lag };
         let partition = PartitionStatus {
@@ -149,6 +164,7 @@ mod tests {
             commit: 900,
             replicas: vec![replica("n1", Some(0)), replica("n2", Some(12)), replica("n3", None)],
             activations: 5,
+            parked: 2,
         };
         let leaderless = PartitionStatus { leader: None, replicas: Vec::new(), ..partition.clone() };
         let status = ClusterStatus {
@@ -157,7 +173,7 @@ mod tests {
             cluster: Some("c0ffee".into()),
             epoch: None,
             waiting_for: Some("waiting for 1 more node".into()),
-            members: vec![member],
+            members: vec![MemberStatus { build: "00000000000000b2".into(), ..member.clone() }, member],
             partitions: vec![partition, leaderless],
         };
         let text = anstream::adapter::strip_str(&text(&status, true)).to_string();
@@ -169,6 +185,8 @@ mod tests {
             "at most 12 entries behind, 1 not known",
             "n1 n2 (-12) n3 (?)",
             "10 activations",
+            "4 actors are parked",
+            "builds differ",
             "none",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");

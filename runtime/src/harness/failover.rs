@@ -170,6 +170,7 @@ mod tests {
                 commit,
                 replicas: vec![ReplicaStatus { node, lag }],
                 activations: 0,
+                parked: 0,
             }],
         }
     }

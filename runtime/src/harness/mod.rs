@@ -29,6 +29,8 @@ use crate::settings::{PARTITIONS_DEFAULT, REPLICATION_DEFAULT};
 
 /// Grace of the nodes unless told otherwise: they are mostly stopped together, with nobody to take over.
 const GRACE_DEFAULT: Duration = Duration::from_secs(1);
+/// How long a node that is replaced may take to stop, besides its grace.
+const STOP_MAX: Duration = Duration::from_secs(10);
 /// Name of the client certificate.
 const CLIENT_NAME: &str = "local";
 /// How often readiness is asked for.
@@ -331,6 +333,18 @@ impl ProcessCluster {
         self.nodes[node].kill9().await;
         self.nodes[node].spawn()?;
         self.write_file()
+    }
+
+    /// Stops a node in good order and starts it with another executable, on its old data and ports. It starts
+    /// with that one from now on.
+    ///
+    /// # Errors
+    /// [`HarnessError::Io`].
+    pub async fn replace(&mut self, node: usize, exe: impl Into<PathBuf>) -> Result<(), HarnessError> {
+        let grace = self.spec.grace + STOP_MAX;
+        self.nodes[node].stop(grace).await;
+        self.nodes[node].set_exe(exe.into());
+        self.restart(node).await
     }
 
     /// Waits until some node ends by itself; which and how.

@@ -83,6 +83,11 @@ impl NodeProcess {
         self.running.as_ref().map(|running| running.pid)
     }
 
+    /// Another executable from the next start on.
+    pub(super) fn set_exe(&mut self, exe: PathBuf) {
+        self.exe = exe;
+    }
+
     /// Starts the process; its output goes to the log, appended.
     pub(super) fn spawn(&mut self) -> Result<(), HarnessError> {
         assert!(self.running.is_none(), "a node's process is reaped before the next starts");

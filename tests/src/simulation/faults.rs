@@ -107,6 +107,7 @@ impl Faults {
         for heal in std::mem::take(&mut self.heals).into_values() {
             self.heal(world, heal);
         }
+        world.finish_upgrade();
         for at in 0..world.hosts.len() {
             world.jump(at, 0);
             world.hosts[at].rate = 1000;
@@ -121,7 +122,12 @@ impl Faults {
             Heal::Start(at) => {
                 if matches!(world.hosts[at].life, Life::Down) && self.retired != Some(at) {
                     world.say(&format!("{} starts", world.hosts[at].id));
+                    let before = world.hosts[at].newer;
                     world.start(at);
+                    if world.hosts[at].newer && !before {
+                        *self.counts.entry("newer build").or_default() += 1;
+                        world.say(&format!("{} runs the newer build", world.hosts[at].id));
+                    }
                 }
             }
             Heal::Resume(at) => {

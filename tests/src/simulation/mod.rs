@@ -9,6 +9,7 @@ pub mod app;
 pub mod faults;
 pub mod invariants;
 pub mod load;
+pub mod newer;
 pub mod operator;
 pub mod shelf;
 pub mod trace;
@@ -32,6 +33,8 @@ pub use self::world::Control;
 use self::world::{Host, Life, World, lock};
 use crate::nemesis::history::{Action, Outcome};
 
+/// One seed in so many has machines that start again with a newer build.
+const MIXED_EVERY: u64 = 3;
 /// Machines with clients.
 const CLIENTS: usize = 3;
 /// Logical clients of each.
@@ -111,6 +114,7 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
     let partitions = [2, 4, 8][random.random_range(0..3)];
     let mut world = World::new(options.seed, nodes, partitions, dir, options.loud)?;
     world.control = options.control;
+    world.mixed = options.control == Some(Control::CarelessBuild) || options.seed.is_multiple_of(MIXED_EVERY);
     world.say(&format!("seed {}: {nodes} nodes, {partitions} partitions", options.seed));
     for at in 0..nodes {
         world.start(at);

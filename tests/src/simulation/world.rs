@@ -27,12 +27,17 @@ use tokio::task::JoinHandle;
 
 use super::app::app;
 use super::invariants::{self, Deaths, Invariant, Seen};
+use super::newer;
 use super::trace::Trace;
 
 /// Time of day when a simulation begins: 2026-01-01.
 const BEGIN_MS: u64 = 1_767_225_600_000;
 /// Replicas of each partition.
 const REPLICATION: u8 = 3;
+/// One machine in so many has the newer build from the beginning, in a run with both.
+const NEWER_EVERY: u64 = 2;
+/// One start in so many is the first with the newer build.
+const UPGRADE_EVERY: u64 = 5;
 /// How long a node has to tell what it knows, in milliseconds.
 const STATUS_WITHIN_MS: u64 = 5000;
 /// One step of the world.
@@ -53,13 +58,15 @@ pub enum Control {
     OutOfOrder,
     /// Answers leave before their records are committed.
     EarlyAnswer,
+    /// The older build drops what it does not know of a state.
+    CarelessBuild,
 }
 
 impl Control {
     fn mistake(self) -> Option<Mistake> {
         match self {
             Self::FenceRemoved => Some(Mistake::NoFences),
-            Self::FlushSkipped => None,
+            Self::FlushSkipped | Self::CarelessBuild => None,
             Self::DedupOff => Some(Mistake::RepliesForgotten),
             Self::DirtyRead => Some(Mistake::DirtyReads),
             Self::OutOfOrder => Some(Mistake::OutOfOrder),
@@ -195,6 +202,8 @@ pub struct Host {
     lived: u64,
     clock: WallClock,
     starts: u64,
+    /// It runs the newer build, and goes on with it.
+    pub newer: bool,
 }
 
 /// Everything.
@@ -212,6 +221,8 @@ pub struct World {
     pub now: u64,
     /// A mistake planted on purpose.
     pub control: Option<Control>,
+    /// Machines may start again with the newer build.
+    pub mixed: bool,
     seed: u64,
     dir: String,
     cluster: ClusterState,
@@ -240,7 +251,10 @@ impl World {
     pub fn new(seed: u64, nodes: usize, partitions: u32, dir: &Path, loud: bool) -> std::io::Result<Self> {
         let ids: Vec<_> =
             (1..=nodes).map(|n| NodeId::new(&format!("n{n}")).expect("n1 is a node id")).collect();
-        let specs = ids.iter().map(|id| MemberSpec::new(id.clone(), format!("{id}:1"))).collect();
+        // The older build has formed the cluster.
+        let build = app().build();
+        let spec = |id: &NodeId| MemberSpec { build, ..MemberSpec::new(id.clone(), format!("{id}:1")) };
+        let specs = ids.iter().map(spec).collect();
         let partitions = PartitionCount::try_from(partitions).expect("a power of two");
         let cluster = form(ClusterMeta::new(ClusterId(u128::from(seed)), partitions, REPLICATION), specs)
             .expect("these nodes form a cluster");
@@ -274,6 +288,7 @@ impl World {
                 lived: 0,
                 clock,
                 starts: 0,
+                newer: false,
             });
         }
         let deaths = Arc::<Mutex<Deaths>>::default();
@@ -295,6 +310,7 @@ impl World {
             link,
             now: 0,
             control: None,
+            mixed: false,
             seed,
             dir: format!("{}/", dir.display()),
             cluster,
@@ -345,6 +361,15 @@ impl World {
         let weather = self.weather.clone();
         let host = &mut self.hosts[at];
         host.starts += 1;
+        // Drawn apart, so that the other seeds are what they were.
+        let drawn = mix(self.seed ^ 0xb1d, at as u64, host.starts);
+        let every = if host.starts == 1 { NEWER_EVERY } else { UPGRADE_EVERY };
+        host.newer |= self.mixed && drawn.is_multiple_of(every);
+        let app = match (host.newer, self.control) {
+            (true, _) => newer::app(),
+            (false, Some(Control::CarelessBuild)) => newer::careless::app(),
+            (false, _) => app(),
+        };
         let now = (BEGIN_MS + self.now).saturating_add_signed(host.skew_ms);
         host.clock = WallClock::new(now);
         let machine = Machine {
@@ -367,10 +392,24 @@ impl World {
         let runtime = runtime();
         let (started, start) = oneshot::channel();
         runtime.spawn(async move {
-            let _ = started.send(Node::start_on(machine, app()).await);
+            let _ = started.send(Node::start_on(machine, app).await);
         });
         host.life =
             Life::Up(Box::new(Running { runtime, start, node: None, paused: false, behind: Duration::ZERO }));
+    }
+
+    /// Ends what is left of the older build, in a run with both: the upgrade is finished.
+    pub fn finish_upgrade(&mut self) {
+        if !self.mixed {
+            return;
+        }
+        for at in 0..self.hosts.len() {
+            if !std::mem::replace(&mut self.hosts[at].newer, true)
+                && matches!(self.hosts[at].life, Life::Up(_))
+            {
+                self.kill(at);
+            }
+        }
     }
 
     /// Ends a machine's node at once; what its disk took stays.

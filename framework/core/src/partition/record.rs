@@ -84,7 +84,7 @@ pub enum Record {
     Schema {
         /// Fingerprint in front of the states.
         fingerprint: u64,
-        /// Encoded schema.
+        /// Encoded schema, behind the build that wrote it.
         schema: Bytes,
     },
     /// The actor's events below this log index are no longer kept.

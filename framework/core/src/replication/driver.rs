@@ -348,6 +348,13 @@ impl Driver {
         }
     }
 
+    /// Whether leadership of a group stays where it is instead of going back to the preferred member.
+    pub fn set_stays(&mut self, group: GroupId, stays: bool) {
+        if let Some(group) = self.groups.get_mut(&group) {
+            group.set_stays(stays);
+        }
+    }
+
     /// Hands a led group over to a member heard from lately that needs no snapshot. Returns whether that was begun;
     /// raft-rs gives up after an election time-out.
     pub fn transfer(&mut self, group: GroupId, to: MemberId) -> bool {

@@ -137,6 +137,8 @@ pub(crate) struct Group {
     takeover_ticks: Option<u32>,
     calm_ticks: u32,
     rowless_ticks: u32,
+    /// Leadership stays where it is, whoever is preferred.
+    stays: bool,
     pub(crate) queued: bool,
 }
 
@@ -176,6 +178,7 @@ impl Group {
             takeover_ticks: None,
             calm_ticks: 0,
             rowless_ticks: 0,
+            stays: false,
             queued: false,
         };
         group.settle_timeout();
@@ -517,9 +520,14 @@ impl Group {
         self.calm_ticks = if calm { self.calm_ticks.saturating_add(1) } else { 0 };
     }
 
+    /// Whether leadership stays where it is instead of going to the preferred member.
+    pub(crate) fn set_stays(&mut self, stays: bool) {
+        self.stays = stays;
+    }
+
     /// Where leadership belongs, when it is here and does not.
     fn home(&self) -> Option<MemberId> {
-        let open = self.epoch.as_ref().is_some_and(|e| e.opened && !e.poisoned);
+        let open = self.epoch.as_ref().is_some_and(|e| e.opened && !e.poisoned) && !self.stays;
         self.preferred.first().copied().filter(|home| open && *home != self.me && !self.transferring())
     }
 

@@ -7,6 +7,7 @@ pub mod agreement;
 pub mod answers;
 pub mod convergence;
 pub mod dead;
+pub mod evolution;
 pub mod firings;
 pub mod gapless;
 pub mod items;
@@ -93,5 +94,6 @@ pub fn all(deaths: &Arc<Mutex<Deaths>>) -> Vec<Box<dyn Invariant>> {
         Box::<firings::Firings>::default(),
         Box::new(dead::Letters(deaths.clone())),
         Box::<items::Collections>::default(),
+        Box::<evolution::Evolution>::default(),
     ]
 }
