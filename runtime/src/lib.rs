@@ -10,6 +10,7 @@
 
 pub mod certs;
 mod cli;
+pub mod clocks;
 mod commands;
 pub mod counter;
 mod exit;
@@ -34,6 +35,11 @@ pub struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/messages.md")]
 pub struct MessagesPage;
+
+/// The same of the page on time.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/time.md")]
+pub struct Time;
 
 /// Turns and messages are many small allocations on several threads; measured on three nodes and a
 /// client on two cores, glibc's allocator took a tenth of the CPU.
