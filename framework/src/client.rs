@@ -21,7 +21,7 @@ use crate::link::{ClientLink, ItemStream, LinkConfig, LinkError, MemoryHub};
 use crate::node::TlsFiles;
 use crate::protocol::{Question, Response, RoutesAnswer};
 use crate::router::{Network, Router, RouterCaller};
-use crate::status::ClusterStatus;
+use crate::status::{ClusterStatus, ReminderPage, ReminderQuery};
 
 /// How long a question about the cluster may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -134,6 +134,25 @@ impl Client {
             }
         }
         Err(Fault::Unavailable { what: "the cluster's status".into(), why })
+    }
+}
+
+impl Client {
+    /// Reminders that are set, earliest first, of one actor or of all.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`] when a partition has no leader that answers.
+    pub async fn reminders(&self, query: ReminderQuery) -> Result<ReminderPage, Fault> {
+        self.router.reminders(query).await
+    }
+
+    /// Cancels an actor's reminder; says whether it was set, once that is committed.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`] when its partition has no leader that answers, [`Fault::OutcomeUnknown`] when one
+    /// may have done it.
+    pub async fn cancel_reminder(&self, actor: ActorId, name: impl Into<String>) -> Result<bool, Fault> {
+        self.router.cancel_reminder(actor, name.into()).await
     }
 }
 

@@ -7,16 +7,21 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use perennial_core::id::{ActorId, RequestId};
-use perennial_core::partition::record::{ItemChange, Message, ReminderChange};
+use perennial_core::partition::record::{ItemChange, Message, ReminderChange, ReminderRow};
 use perennial_core::time::Millis;
 
 use crate::actor::{Actor, Answer, Finished, Format, encode};
 use crate::call::{ActorHandle, Call, Caller, Failure, TurnCaller, Via};
 use crate::data::Data;
 use crate::error::Fault;
+pub use crate::host::reminders::RemindersView;
+use crate::status::Reminder;
+use crate::when::When;
 
-/// Longest name of a reminder, in bytes. It is part of the keys of two rows.
+/// Longest name of a reminder or timer, in bytes. That of a reminder is part of the keys of two rows.
 pub const REMINDER_NAME_BYTES_MAX: usize = 256;
+/// Shortest time between two firings of a timer.
+pub const TIMER_EVERY_MIN: Duration = Duration::from_millis(10);
 
 /// What a turn hands to the log besides its state.
 #[derive(Debug, Default)]
@@ -29,10 +34,33 @@ pub struct Effects {
     pub events: Vec<Bytes>,
     /// Changes of collections; filled in by the host.
     pub items: Vec<ItemChange>,
+    /// Timer changes, in order. The log does not know them.
+    pub timers: Vec<TimerChange>,
+}
+
+/// A change of one of the activation's timers.
+#[derive(Debug, Clone)]
+pub enum TimerChange {
+    /// Starts the timer of this name, in place of one that runs.
+    Start {
+        /// Name, unique for the actor.
+        name: String,
+        /// Time until it fires.
+        after: Duration,
+        /// Whether it starts anew after each firing.
+        again: bool,
+        /// What to deliver.
+        message: Message,
+    },
+    /// Stops the timer of this name, if it runs.
+    Stop {
+        /// Name.
+        name: String,
+    },
 }
 
 impl Effects {
-    /// Whether there are none.
+    /// Whether there are none for the log.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sends.is_empty() && self.reminders.is_empty() && self.events.is_empty() && self.items.is_empty()
@@ -56,12 +84,18 @@ pub struct TurnEnv {
     pub deadline: Instant,
     /// Record time.
     pub now: Millis,
+    /// When the reminder was due that asked for the turn.
+    pub due: Option<Millis>,
+    /// The actor's reminders before the turn.
+    pub reminders: RemindersView,
 }
 
 /// The context of a turn. Writers get `&mut`, readers `&`: a read cannot have effects.
 pub struct Ctx<A> {
     me: ActorId,
     now: Millis,
+    due: Option<Millis>,
+    reminders: RemindersView,
     request: RequestId,
     turn: Arc<TurnCaller>,
     effects: Effects,
@@ -85,6 +119,8 @@ impl<A: Actor> Ctx<A> {
         Self {
             me: env.me,
             now: env.now,
+            due: env.due,
+            reminders: env.reminders,
             request: env.request,
             turn: Arc::new(turn),
             effects: Effects::default(),
@@ -120,6 +156,13 @@ impl<A: Actor> Ctx<A> {
         self.now
     }
 
+    /// When the reminder was due that asked for this turn; `None` in every other turn. [`Ctx::now`] is that or
+    /// later.
+    #[must_use]
+    pub fn due(&self) -> Option<Millis> {
+        self.due
+    }
+
     /// The id of the call that asked for this turn; a retry has the same.
     #[must_use]
     pub fn request(&self) -> RequestId {
@@ -148,21 +191,25 @@ impl<A: Actor> Ctx<A> {
         }
     }
 
-    /// Sets the durable reminder `name`, replacing one of the same name: `call` is sent once `after`
-    /// has passed, also if this node is gone by then. Resolution: a millisecond of record time, which is
-    /// also the least. A name that is empty or has more than [`REMINDER_NAME_BYTES_MAX`] bytes fails the turn.
+    /// Sets the durable reminder `name`, replacing one of the same name: `call` is made when it is due, also if
+    /// this node is gone by then. `when` is a [`Duration`], for once after that time, or a [`When`]: at a time,
+    /// every so often, or by a cron text.
+    ///
+    /// Each due time has one committed firing. Resolution: a millisecond of record time, which is also the least.
+    /// The reminder outlives a firing that fails: a handler's error uses up that due time only, and is kept as a dead letter. A name that is
+    /// empty or has more than [`REMINDER_NAME_BYTES_MAX`] bytes, and a `when` that cannot be, fail the turn.
     pub fn schedule<T: Data, X: Failure>(
         &mut self,
         name: impl Into<String>,
-        after: Duration,
+        when: impl Into<When>,
         call: Call<T, X>,
     ) {
-        // Later than whatever has fired, so that a reminder set again by its own turn is another one.
-        let due = self.now.plus(u64::try_from(after.as_millis()).unwrap_or(u64::MAX).max(1));
-        match reminder_name(name.into()).and_then(|name| Ok((name, call.message?))) {
-            Ok((name, message)) => {
-                self.effects.reminders.push(ReminderChange::Set { name, due, message, replaces: None });
-            }
+        let set = Self::checked_name(name.into()).and_then(|name| {
+            let (due, repeat) = when.into().begin(self.now)?;
+            Ok(ReminderChange::Set { name, due, message: call.message?, replaces: None, repeat })
+        });
+        match set {
+            Ok(set) => self.effects.reminders.push(set),
             Err(fault) => self.fail(fault),
         }
     }
@@ -170,8 +217,76 @@ impl<A: Actor> Ctx<A> {
     /// Removes the reminder `name`, if it is set. A name outside the limits fails the turn, as with
     /// [`Ctx::schedule`].
     pub fn cancel(&mut self, name: impl Into<String>) {
-        match reminder_name(name.into()) {
+        match Self::checked_name(name.into()) {
             Ok(name) => self.effects.reminders.push(ReminderChange::Cancel { name, replaces: None }),
+            Err(fault) => self.fail(fault),
+        }
+    }
+
+    /// This actor's reminders, with the changes of this turn, in the order of their names. In the turn of a
+    /// recurring one, it is as it was before it fired.
+    ///
+    /// # Errors
+    /// [`Fault::Unreadable`] when the node's disk fails.
+    pub fn reminders(&self) -> Result<Vec<Reminder>, Fault> {
+        let mut set = self.reminders.all(&self.me)?;
+        for change in &self.effects.reminders {
+            match change {
+                ReminderChange::Set { name, due, message, repeat, .. } => {
+                    let row = ReminderRow { message: message.clone(), repeat: repeat.clone() };
+                    set.insert(name.clone(), (*due, row));
+                }
+                ReminderChange::Cancel { name, .. } => {
+                    set.remove(name);
+                }
+            }
+        }
+        Ok(set.into_iter().map(|(name, (due, row))| Reminder::of(self.me.clone(), name, due, row)).collect())
+    }
+
+    /// Starts the timer `name`, in place of one of the same name that runs: `call` is made after this time, as
+    /// a turn of its own. A timer is not durable: it is gone when the actor leaves memory, by idleness or
+    /// because its node or leader does, and it does not keep the actor in memory. What must happen is for
+    /// [`Ctx::schedule`]. It starts when this turn has ended well.
+    pub fn timer<T: Data, X: Failure>(&mut self, name: impl Into<String>, after: Duration, call: Call<T, X>) {
+        self.start_timer(name.into(), after, false, call);
+    }
+
+    /// As [`Ctx::timer`], and again and again: the time until the next firing runs from the end of the turn of
+    /// the one before, so they never pile up.
+    pub fn timer_every<T: Data, X: Failure>(
+        &mut self,
+        name: impl Into<String>,
+        time: Duration,
+        call: Call<T, X>,
+    ) {
+        self.start_timer(name.into(), time, true, call);
+    }
+
+    /// Stops the timer `name`, if it runs. One whose turn waits already does not fire any more.
+    pub fn stop_timer(&mut self, name: impl Into<String>) {
+        match Self::checked_name(name.into()) {
+            Ok(name) => self.effects.timers.push(TimerChange::Stop { name }),
+            Err(fault) => self.fail(fault),
+        }
+    }
+
+    fn start_timer<T: Data, X: Failure>(
+        &mut self,
+        name: String,
+        after: Duration,
+        again: bool,
+        call: Call<T, X>,
+    ) {
+        let start = Self::checked_name(name).and_then(|name| {
+            if again && after < TIMER_EVERY_MIN {
+                let why = format!("a timer every {after:?} is too often, {TIMER_EVERY_MIN:?} is the least");
+                return Err(Fault::BadSchedule(why));
+            }
+            Ok(TimerChange::Start { name, after, again, message: call.message? })
+        });
+        match start {
+            Ok(start) => self.effects.timers.push(start),
             Err(fault) => self.fail(fault),
         }
     }
@@ -187,14 +302,14 @@ impl<A: Actor> Ctx<A> {
     fn fail(&mut self, fault: Fault) {
         self.fault.get_or_insert(fault);
     }
-}
 
-/// Checks a reminder's name.
-fn reminder_name(name: String) -> Result<String, Fault> {
-    match name.len() {
-        1..=REMINDER_NAME_BYTES_MAX => Ok(name),
-        bytes => Err(Fault::BadName(format!(
-            "the name of a reminder has {bytes} bytes, it must have 1 to {REMINDER_NAME_BYTES_MAX}"
-        ))),
+    /// The name of a reminder or timer, if it can be one.
+    fn checked_name(name: String) -> Result<String, Fault> {
+        match name.len() {
+            1..=REMINDER_NAME_BYTES_MAX => Ok(name),
+            bytes => Err(Fault::BadName(format!(
+                "the name of a reminder or timer has {bytes} bytes, it must have 1 to {REMINDER_NAME_BYTES_MAX}"
+            ))),
+        }
     }
 }

@@ -149,6 +149,9 @@ pub enum Fault {
         /// Its name.
         id: String,
     },
+    /// What `ctx.schedule` or `ctx.timer` was given is no time to be due.
+    #[error("bad schedule: {0}")]
+    BadSchedule(String),
 }
 
 impl Fault {
@@ -171,6 +174,7 @@ impl Fault {
             Self::Unreadable { .. } => "unreadable",
             Self::Forgotten { .. } => "forgotten",
             Self::NoDeadLetter { .. } => "no_dead_letter",
+            Self::BadSchedule(_) => "bad_schedule",
         }
     }
 
@@ -200,7 +204,7 @@ impl Fault {
     pub fn http_status(&self) -> u16 {
         match self {
             Self::UnknownKind { .. } | Self::UnknownMethod { .. } | Self::NoDeadLetter { .. } => 404,
-            Self::BadArguments { .. } | Self::BadName(_) => 400,
+            Self::BadArguments { .. } | Self::BadName(_) | Self::BadSchedule(_) => 400,
             Self::NotARead { .. } => 405,
             Self::Cycle { .. } => 508,
             Self::Overloaded { .. } => 429,

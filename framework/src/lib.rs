@@ -84,6 +84,7 @@ mod host;
 pub mod limits;
 pub mod link;
 pub mod node;
+mod operator;
 mod protocol;
 pub mod replica;
 mod router;
@@ -91,6 +92,7 @@ pub mod schema;
 mod session;
 pub mod status;
 pub mod testing;
+mod when;
 
 pub use actor::{Actor, Format};
 pub use app::{App, Asset};
@@ -104,6 +106,7 @@ pub use error::{CallError, Fault, MapApp, Reply};
 pub use node::{Node, NodeConfig};
 pub use perennial_core as core;
 pub use perennial_macros::{actor, data};
+pub use when::{Missed, When};
 
 /// What generated code names; not for use by hand.
 #[doc(hidden)]

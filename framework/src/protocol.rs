@@ -13,7 +13,8 @@ use crate::actor::Format;
 use crate::call::{Answered, EventsFrom};
 use crate::error::Fault;
 use crate::host::Delivery;
-use crate::status::{ClusterStatus, PartitionStatus};
+use crate::operator::LeaderQuestion;
+use crate::status::{ClusterStatus, PartitionStatus, ReminderPage};
 
 /// Version of everything in this module.
 const VERSION: u8 = 1;
@@ -51,6 +52,8 @@ pub(crate) enum Question {
     Led,
     /// A member is up, at this address. For the leader of the system partition.
     MemberUp(perennial_core::membership::MemberSpec),
+    /// For the leader of a partition.
+    OfLeader { partition: PartitionId, question: LeaderQuestion },
 }
 
 /// A node's answer.
@@ -72,6 +75,10 @@ pub(crate) enum Response {
     Led(Vec<PartitionStatus>),
     /// Done.
     Done,
+    /// Reminders that are set.
+    Reminders(ReminderPage),
+    /// The reminder is not set any more; whether it was.
+    Cancelled(bool),
 }
 
 /// Members, table and leaders.

@@ -20,7 +20,7 @@ use crate::actor::{Answer, BoxFuture};
 use crate::call::{Answered, Caller, EventItem, EventStream, EventsFrom, Outbound};
 use crate::error::Fault;
 use crate::host::stale::StaleReads;
-use crate::host::{Delivery, Ended, HostCall, HostMessage, Hosts};
+use crate::host::{Delivery, Ended, HostCall, HostHandle, HostMessage, Hosts};
 use crate::link::{FRAME_BYTES_MAX, ItemStream, LinkError};
 use crate::protocol::{CallRequest, Question, Response, Stream, decode, encode};
 use crate::session::Session;
@@ -216,6 +216,43 @@ impl Router {
         self.routes().as_ref()?.state().members.get(member).map(|m| m.node.clone())
     }
 
+    /// The host of a partition that is led here.
+    pub(crate) fn host(&self, partition: PartitionId) -> Option<HostHandle> {
+        self.hosts.get(partition)
+    }
+
+    /// The leader last heard of.
+    pub(crate) fn leader_of(&self, partition: PartitionId) -> Option<(Term, MemberId)> {
+        self.routes().as_ref()?.hint(partition)
+    }
+
+    /// The replicas by the table.
+    pub(crate) fn replicas_of(&self, partition: PartitionId) -> Vec<MemberId> {
+        let routes = self.routes();
+        routes.as_ref().map(|routes| routes.state().table.replicas_of(partition).to_vec()).unwrap_or_default()
+    }
+
+    /// Takes in that a member does not lead a partition, and perhaps who does; says whether that was news.
+    pub(crate) fn not_leading(
+        &self,
+        partition: PartitionId,
+        asked: MemberId,
+        hint: Option<(Term, MemberId)>,
+    ) -> bool {
+        let mut learned = false;
+        self.change(|routes| {
+            if let Some((term, leader)) = hint {
+                learned = routes.learn(partition, term, leader);
+            } else if let Some((term, leader)) = routes.hint(partition)
+                && leader == asked
+                && !holds(routes, self.me(), partition)
+            {
+                routes.forget(partition, term);
+            }
+        });
+        learned
+    }
+
     fn decide(&self, actor: &ActorId) -> Option<Decision> {
         Some(self.routes().as_ref()?.decide(self.me(), actor, 0))
     }
@@ -378,7 +415,7 @@ impl Router {
         self.routes().as_ref()?.other_replica(actor, declined)
     }
 
-    async fn ask_member(
+    pub(crate) async fn ask_member(
         &self,
         member: MemberId,
         question: &Question,

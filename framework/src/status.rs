@@ -1,6 +1,8 @@
 //! What a cluster tells about itself.
 
-use perennial_core::id::{Epoch, MemberId, NodeId, PartitionId};
+use perennial_core::id::{ActorId, Epoch, MemberId, NodeId, PartitionId};
+use perennial_core::partition::record::{Missed, ReminderRow, Repeat};
+use perennial_core::time::Millis;
 use serde::{Deserialize, Serialize};
 
 /// The cluster as one node sees it.
@@ -73,4 +75,60 @@ pub struct ReplicaStatus {
     pub node: NodeId,
     /// Entries it is behind the leader's log end; `None` when not known.
     pub lag: Option<u64>,
+}
+
+/// A reminder that is set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reminder {
+    /// Whose it is.
+    pub actor: ActorId,
+    /// Its name.
+    pub name: String,
+    /// When it is due next.
+    pub due: Millis,
+    /// Whom it calls.
+    pub target: ActorId,
+    /// With which handler.
+    pub handler: String,
+    /// How it goes on, such as `every 10s` or `cron "0 9 * * *" in UTC`; `None`: not at all.
+    pub repeats: Option<String>,
+    /// What happens to due times that were missed, if it goes on.
+    pub missed: Option<Missed>,
+}
+
+impl Reminder {
+    pub(crate) fn of(actor: ActorId, name: String, due: Millis, row: ReminderRow) -> Self {
+        let ReminderRow { message, repeat } = row;
+        Self {
+            actor,
+            name,
+            due,
+            target: message.target,
+            handler: message.method,
+            repeats: repeat.as_ref().map(crate::when::text),
+            missed: repeat.map(|Repeat { missed, .. }| missed),
+        }
+    }
+}
+
+/// Some reminders, earliest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReminderPage {
+    /// They.
+    pub reminders: Vec<Reminder>,
+    /// There are more behind the last one.
+    pub more: bool,
+}
+
+/// Which reminders to tell of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReminderQuery {
+    /// Only this actor's.
+    pub actor: Option<ActorId>,
+    /// Only those that are due before.
+    pub due_before: Option<Millis>,
+    /// Only those behind this one, in the order of due times, then actors, then names.
+    pub after: Option<(Millis, ActorId, String)>,
+    /// How many, from 1 to [`REMINDERS_TOLD_MAX`](crate::limits::REMINDERS_TOLD_MAX); fewer if they are large.
+    pub limit: u32,
 }

@@ -230,6 +230,8 @@ fn env(kind: &str, key: &str, caller: Arc<Fake>) -> TurnEnv {
         lasting: false,
         deadline: Instant::now() + Duration::from_secs(60),
         now: Millis(1_000),
+        due: None,
+        reminders: perennial::ctx::RemindersView::default(),
     }
 }
 

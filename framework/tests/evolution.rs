@@ -18,7 +18,7 @@ mod v1 {
 
     #[data]
     #[derive(Default)]
-    pub struct Account {
+    pub(crate) struct Account {
         cents: u32,
         lines: Vec<String>,
     }
@@ -47,7 +47,7 @@ mod v1 {
     /// Stays as it is in both builds.
     #[data]
     #[derive(Default)]
-    pub struct Other {
+    pub(crate) struct Other {
         value: u32,
     }
 
@@ -60,7 +60,7 @@ mod v1 {
         }
     }
 
-    pub fn app() -> App {
+    pub(crate) fn app() -> App {
         App::new("bank").actor::<Account>().actor::<Other>()
     }
 }
@@ -71,7 +71,7 @@ mod v2 {
 
     #[data]
     #[derive(Default)]
-    pub struct Account {
+    pub(crate) struct Account {
         cents: u64,
         #[serde(default)]
         owner: String,
@@ -112,7 +112,7 @@ mod v2 {
         }
     }
 
-    pub fn app() -> App {
+    pub(crate) fn app() -> App {
         App::new("bank").actor::<Account>().actor::<super::v1::Other>()
     }
 }
@@ -198,7 +198,7 @@ mod broken {
 
     #[data]
     #[derive(Default)]
-    pub struct Account {
+    pub(crate) struct Account {
         cents: BTreeMap<String, u32>,
         lines: Vec<String>,
     }
@@ -217,7 +217,7 @@ mod broken {
         }
     }
 
-    pub fn app() -> App {
+    pub(crate) fn app() -> App {
         App::new("bank").actor::<Account>().actor::<super::v1::Other>()
     }
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use perennial::call::ActorId;
 use perennial::core::id::NodeId;
+use perennial::core::time::Millis;
 use perennial::dead::DeadId;
 
 use crate::commands::dead::LISTED_DEFAULT;
@@ -43,6 +44,10 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Show, retry or drop messages and reminders that could not be applied
     Dead(DeadArgs),
+    /// List and cancel reminders, the durable timers of actors
+    #[command(visible_alias = "timer")]
+    #[command(visible_alias = "timer")]
+    Reminder(ReminderArgs),
     /// Measure calls per second, latency, idle cost and failover
     ///
     /// Without --cluster and --address it starts nodes of its own in a temporary folder.
@@ -230,6 +235,44 @@ impl DeadCommand {
     }
 }
 
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ReminderArgs {
+    #[command(subcommand)]
+    pub(crate) what: ReminderCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ReminderCommand {
+    /// List reminders that are set, earliest first
+    List {
+        /// Only those of this actor: KIND/KEY
+        #[arg(value_name = "KIND/KEY")]
+        actor: Option<ActorId>,
+        /// Only those that are due before this time, such as 2026-12-24T18:00:00Z, or within this time, such as 10m
+        #[arg(long, value_name = "TIME", value_parser = crate::commands::reminder::read_time)]
+        due_before: Option<Millis>,
+        /// How many at most
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+        /// How to print them
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+        #[command(flatten)]
+        target: TargetArgs,
+    },
+    /// Cancel a reminder
+    Cancel {
+        /// The actor: KIND/KEY
+        #[arg(value_name = "KIND/KEY")]
+        actor: ActorId,
+        /// The reminder's name
+        #[arg(value_name = "NAME")]
+        name: String,
+        #[command(flatten)]
+        target: TargetArgs,
+    },
+}
+
 /// What a benchmark does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BenchOp {
@@ -241,6 +284,8 @@ pub(crate) enum BenchOp {
     Send,
     /// Writes while leaders are killed again and again
     Failover,
+    /// Reminders: each actor sets some, which are due within --seconds
+    Timer,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -269,6 +314,9 @@ pub(crate) struct BenchArgs {
     /// Kills of --op failover
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) kills: u16,
+    /// Reminders of --op timer, over all actors
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) timers: u32,
     /// Measure what idle nodes cost instead
     #[arg(long, conflicts_with_all = ["resident", "hot"])]
     pub(crate) idle: bool,
@@ -403,6 +451,15 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "reminder",
+        &[
+            "$ reminder list",
+            "$ reminder list Cart/alice -o json",
+            "$ timer list --due-before 10m --limit 1000",
+            "$ reminder cancel Cart/alice abandoned",
+        ],
+    ),
+    (
         "bench",
         &[
             "$ bench                              (starts three nodes in a temporary folder)",
@@ -410,6 +467,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "$ bench --op send --clients 256",
             "$ bench --hot --cluster .perennial/dev/cluster.toml",
             "$ bench --op failover --kills 10",
+            "$ bench --op timer --timers 1000000 --seconds 30",
             "$ bench --idle --seconds 30",
             "$ bench --resident 100000",
         ],

@@ -50,7 +50,7 @@ impl Counter {
 
 /// Adds the counter to an application.
 pub(crate) fn register(app: App) -> App {
-    app.actor::<Counter>()
+    app.actor::<Counter>().actor::<crate::clocks::Clock>()
 }
 
 /// An untyped call of a counter, ready to be made many times.

@@ -95,6 +95,7 @@ async fn run(launch: Launch, cli: Cli) -> Result<Exit, CommandError> {
         Command::Dev(args) => commands::dev::run(&launch, args).await,
         Command::Demo(args) => commands::demo::run(&launch, args).await,
         Command::Call(args) => commands::call::run(&launch, args).await,
+        Command::Reminder(args) => commands::reminder::run(&launch, args.what).await,
         Command::Status(args) => commands::status::run(&launch, args).await,
         Command::Dead(args) => commands::dead::run(&launch, args).await,
         Command::Bench(args) => commands::bench::run(&launch, args).await,

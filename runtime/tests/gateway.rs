@@ -14,9 +14,10 @@ use perennial::call::{
     ActorHandle, ActorId, Answered, Caller, EventId, EventItem, EventStream, EventsFrom, Outbound,
 };
 use perennial::core::id::{Epoch, NodeId, PartitionId};
+use perennial::core::time::Millis;
 use perennial::node::Backend;
 use perennial::schema::{Type, Types};
-use perennial::status::ClusterStatus;
+use perennial::status::{ClusterStatus, Reminder, ReminderPage, ReminderQuery};
 use perennial::{App, Asset, Ctx, Data, Fault, Format};
 use perennial_runtime::gateway::{
     ADMIN_CONNECTIONS_OF_ONE_MAX, AdminConfig, Gateway, GatewayConfig, GatewayError, NewKey, Policy,
@@ -263,6 +264,29 @@ impl Backend for Fake {
                 std::future::pending::<()>().await;
             }
             status
+        })
+    }
+    fn reminders(&self, query: ReminderQuery) -> BoxFuture<'static, Result<ReminderPage, Fault>> {
+        let page = ReminderPage {
+            reminders: vec![Reminder {
+                actor: query.actor.unwrap_or_else(|| "Cart/alice".parse().unwrap()),
+                name: query.after.map_or_else(|| "abandoned".into(), |(_, _, name)| format!("behind {name}")),
+                due: query.due_before.unwrap_or(Millis(7)),
+                target: "Cart/alice".parse().unwrap(),
+                handler: "clear".into(),
+                repeats: None,
+                missed: None,
+            }],
+            more: query.limit == 1,
+        };
+        Box::pin(async move { Ok(page) })
+    }
+    fn cancel_reminder(&self, _: ActorId, name: String) -> BoxFuture<'static, Result<bool, Fault>> {
+        Box::pin(async move {
+            match name.as_str() {
+                "lost" => Err(Fault::OutcomeUnknown { actor: "Cart/alice".into() }),
+                name => Ok(name == "aban/doned"),
+            }
         })
     }
     fn ready(&self) -> Result<(), String> {
@@ -1068,9 +1092,38 @@ async fn an_idempotency_key_is_its_callers_own() {
 }
 
 #[tokio::test]
+async fn reminders_are_listed_in_pages_and_cancelled_at_the_admin_port() {
+    let s = start_with(GatewayConfig {
+        admin: Some(AdminConfig { address: loopback(), tls: None }),
+        ..GatewayConfig::default()
+    })
+    .await;
+    let told: Value = s.get("/v1/reminders?limit=1").await.json().await.unwrap();
+    assert_eq!((&told["more"], &told["reminders"][0]["name"]), (&json!(true), &json!("abandoned")));
+    let path = "/v1/reminders?actor=Cart/bo&due_before=99&after_due=7&after_actor=Cart/bo&after_name=a%20b";
+    let told: Value = s.get(path).await.json().await.unwrap();
+    let reminder = &told["reminders"][0];
+    assert_eq!((&reminder["actor"], &reminder["due"]), (&json!("Cart/bo"), &json!(99)));
+    assert_eq!(reminder["name"], "behind a b");
+    for query in ["limit=0", "limit=1001", "actor=Cart", "due_before=soon", "after_due=7", "who=me"] {
+        refused(s.get(&format!("/v1/reminders?{query}")).await, 400, "bad_query").await;
+    }
+    let admin = format!("http://{}", s.gateway.admin().unwrap());
+    let delete =
+        |base: &str, name: &str| s.http.delete(format!("{base}/v1/reminders/Cart/alice/{name}")).send();
+    let done = delete(&admin, "aban%2Fdoned").await.unwrap();
+    assert_eq!(done.json::<Value>().await.unwrap(), json!({ "cancelled": true }));
+    refused(delete(&admin, "other").await.unwrap(), 404, "no_reminder").await;
+    let lost = refused(delete(&admin, "lost").await.unwrap(), 503, "outcome_unknown").await;
+    assert_eq!(lost["applied"], "unknown");
+    refused(delete(&s.base, "aban%2Fdoned").await.unwrap(), 404, "no_route").await;
+    assert_eq!(s.http.get(format!("{admin}/v1/reminders")).send().await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
 async fn with_a_policy_the_cluster_is_told_of_at_the_admin_port_only() {
     let (s, key) = start_guarded().await;
-    for path in ["/", "/metrics", "/v1/status", "/v1/kinds", "/v1/dead", "/v1/dead/1-1"] {
+    for path in ["/", "/metrics", "/v1/status", "/v1/kinds", "/v1/reminders", "/v1/dead", "/v1/dead/1-1"] {
         refused(s.get_as(&key, path).await, 404, "no_route").await;
     }
     assert_eq!(s.get("/shop/").await.status(), StatusCode::OK, "pages are for everybody");

@@ -8,7 +8,8 @@ use futures_util::StreamExt;
 use perennial::error::Applied;
 use perennial::node::Backend;
 use perennial::prelude::*;
-use perennial::{App, Client, Detailed, EventsFrom, Fault};
+use perennial::status::ReminderQuery;
+use perennial::{App, Client, Detailed, EventsFrom, Fault, Missed, When};
 use perennial_tests::{Cluster, PATIENCE, until};
 
 /// Sums up what it is given.
@@ -54,6 +55,19 @@ impl Ledger {
     pub fn set_bell(&mut self, ctx: &mut Ctx<Self>, after_ms: u64) {
         ctx.schedule("bell", Duration::from_millis(after_ms), ctx.me().ring());
         ctx.schedule("over", Duration::from_millis(2 * after_ms), ctx.me().end());
+    }
+
+    /// Sets reminders that are due in hours, `hour-0` first.
+    pub fn plan(&mut self, ctx: &mut Ctx<Self>, hours: u64) {
+        for hour in 0..hours {
+            let time = Duration::from_secs((hour + 1) * 3600);
+            ctx.schedule(format!("hour-{hour}"), time, ctx.me().ring());
+        }
+        ctx.schedule(
+            "always",
+            When::every(Duration::from_secs(86_400)).missed(Missed::Skip),
+            ctx.me().ring(),
+        );
     }
 
     /// The bell.
@@ -252,6 +266,53 @@ async fn a_reminder_fires_once_although_its_leader_has_gone() {
     cluster.start(leader).await;
     cluster.ready().await;
     assert_eq!(ledger.rung().timeout(CALL_MAX).await, Ok(Some(1)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reminders_of_all_nodes_are_listed_in_order_page_by_page_and_cancelled() {
+    const HOURS: u64 = 5;
+    let mut cluster = Cluster::started(3, app()).await;
+    let client = cluster.client().await;
+    for n in 0..LEDGERS {
+        client.get::<Ledger>(key(n)).plan(HOURS).timeout(CALL_MAX).await.unwrap();
+    }
+    let all = LEDGERS * (HOURS as usize + 1);
+    let listed = async || {
+        let mut query = ReminderQuery { limit: 7, ..ReminderQuery::default() };
+        let mut listed = Vec::new();
+        loop {
+            let page = client.reminders(query.clone()).await.unwrap();
+            assert!(page.reminders.len() <= 7);
+            listed.extend(page.reminders);
+            if !page.more {
+                return listed;
+            }
+            query.after = listed.last().map(|last| (last.due, last.actor.clone(), last.name.clone()));
+        }
+    };
+    let found = listed().await;
+    assert_eq!(found.len(), all);
+    let keys: Vec<_> = found.iter().map(|r| (r.due, r.actor.clone(), r.name.clone())).collect();
+    assert!(keys.is_sorted() && keys.windows(2).all(|two| two[0] != two[1]));
+
+    let actor = found[0].actor.clone();
+    assert_eq!(client.cancel_reminder(actor.clone(), "hour-3").await, Ok(true));
+    assert_eq!(client.cancel_reminder(actor.clone(), "hour-3").await, Ok(false));
+    let leader = leader_of(&cluster, &client, actor.key()).await;
+    cluster.stop(leader).await;
+    assert_eq!(client.cancel_reminder(actor.clone(), "hour-4").await, Ok(true));
+    let own = ReminderQuery { actor: Some(actor.clone()), limit: 100, ..ReminderQuery::default() };
+    let names = |reminders: Vec<perennial::status::Reminder>| {
+        reminders.into_iter().map(|r| r.name).collect::<Vec<_>>()
+    };
+    let page = client.reminders(own.clone()).await.unwrap();
+    assert_eq!(names(page.reminders), ["hour-0", "hour-1", "hour-2", "always"]);
+    let soon = ReminderQuery { due_before: Some(found[0].due.plus(1)), ..own };
+    assert_eq!(names(client.reminders(soon).await.unwrap().reminders), ["hour-0"]);
+    // A node answers as well, for all of them.
+    let rest =
+        cluster.node((leader + 1) % 3).reminders(ReminderQuery { limit: 1000, ..ReminderQuery::default() });
+    assert_eq!(rest.await.unwrap().reminders.len(), all - 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,9 +7,10 @@ use bytes::{Bytes, BytesMut};
 use perennial_core::id::{ActorId, ClusterId, MemberId, NodeId, PartitionId, RequestId, SessionId, Term};
 use perennial_core::membership::MemberSpec;
 use perennial_core::partition::OutboxItem;
-use perennial_core::partition::record::Message;
+use perennial_core::partition::record::{Message, Missed};
 use perennial_core::placement::{ClusterState, Outcome, SystemCommand};
 use perennial_core::routing::Routes;
+use perennial_core::time::Millis;
 
 use super::survives;
 use crate::actor::{Answer, Format};
@@ -18,7 +19,9 @@ use crate::error::Fault;
 use crate::host::Delivery;
 use crate::link::fuzz as link;
 use crate::link::{DoorLane, Facts, Hello, Peer, Refusal, Responder, Service, StreamSink};
+use crate::operator::LeaderQuestion;
 use crate::protocol::{CallRequest, Question, Response, RoutesAnswer, Stream, decode, encode};
+use crate::status::{Reminder, ReminderPage, ReminderQuery};
 
 /// Answers everything at once.
 struct Echo;
@@ -171,6 +174,19 @@ pub(super) fn question_seeds() -> Vec<Vec<u8>> {
         Question::Status,
         Question::Led,
         Question::MemberUp(MemberSpec::new(node("n4"), "n4:7400")),
+        Question::OfLeader {
+            partition: PartitionId(3),
+            question: LeaderQuestion::Reminders(ReminderQuery {
+                actor: Some(actor.clone()),
+                due_before: Some(Millis(9)),
+                after: Some((Millis(8), actor.clone(), "tick".into())),
+                limit: 7,
+            }),
+        },
+        Question::OfLeader {
+            partition: PartitionId(3),
+            question: LeaderQuestion::CancelReminder { actor: actor.clone(), name: "tick".into() },
+        },
     ];
     let mut seeds: Vec<_> = questions.iter().map(|question| encode(question).to_vec()).collect();
     let from = EventsFrom::After(EventId { index: 7, n: 1 });
@@ -195,6 +211,19 @@ pub(super) fn responses(bytes: &[u8]) {
     }
 }
 
+fn reminder() -> Reminder {
+    let actor: ActorId = "Cart/alice".parse().expect("a valid name");
+    Reminder {
+        target: actor.clone(),
+        actor,
+        name: "tick".into(),
+        due: Millis(9),
+        handler: "clear".into(),
+        repeats: Some("every 1s".into()),
+        missed: Some(Missed::All { at_most: 3 }),
+    }
+}
+
 pub(super) fn response_seeds() -> Vec<Vec<u8>> {
     let answered = Answered {
         answer: Answer::Ok(Bytes::from_static(b"2")),
@@ -213,6 +242,8 @@ pub(super) fn response_seeds() -> Vec<Vec<u8>> {
         Response::Refused(fault),
         Response::Routes(Box::new(RoutesAnswer { state: state(), leaders })),
         Response::Done,
+        Response::Reminders(ReminderPage { reminders: vec![reminder()], more: true }),
+        Response::Cancelled(true),
     ];
     let mut seeds: Vec<_> = responses.iter().map(|response| encode(response).to_vec()).collect();
     let item = EventItem { id: EventId { index: 7, n: 0 }, event: Bytes::from_static(b"e") };

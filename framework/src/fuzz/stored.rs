@@ -8,7 +8,8 @@ use perennial_core::id::{ActorId, LogIndex, PartitionId, RecordSeq, RequestId, S
 use perennial_core::partition::apply::read_meta;
 use perennial_core::partition::dead::DeadTaken;
 use perennial_core::partition::record::{
-    Batch, Cause, CollectionId, ItemChange, Keep, Message, Record, ReminderChange, Turn,
+    Batch, Cause, CollectionId, ItemChange, Keep, Message, Missed, Next, Record, ReminderChange, ReminderRow,
+    Repeat, Schedule, Turn,
 };
 use perennial_core::partition::rows as keys;
 use perennial_core::partition::{DeadLetter, Origin, OutboxItem, Partition};
@@ -33,6 +34,11 @@ fn died(origin: Origin) -> Record {
     Record::Died(Box::new(DeadLetter { from: actor(), origin, message: message(), code, why, tries: 1 }))
 }
 
+fn repeat() -> Repeat {
+    let schedule = Schedule::Cron { text: "0 9 * * *".into(), zone: "UTC".into() };
+    Repeat { schedule, missed: Missed::All { at_most: 3 } }
+}
+
 /// One batch with every kind of record.
 fn batch() -> Batch {
     let request = RequestId { session: SessionId(7), seq: 3 };
@@ -50,6 +56,7 @@ fn batch() -> Batch {
                     due: Millis(9),
                     message: message(),
                     replaces: Some(Millis(8)),
+                    repeat: Some(repeat()),
                 },
                 ReminderChange::Cancel { name: "tock".into(), replaces: None },
             ],
@@ -71,13 +78,20 @@ fn batch() -> Batch {
             turn(Cause::Call { request, ack_below: 0, keep: Keep::Until(Millis(5)), reply }),
             turn(Cause::Message { from: PartitionId(1), seq: 1 }),
             turn(Cause::Reminder { name: "tick".into(), due: Millis(9) }),
+            turn(Cause::ReminderPassed { name: "tick".into(), due: Millis(9) }),
+            turn(Cause::Timer),
+            turn(Cause::Operator),
             Record::OutboxAcked { to: PartitionId(1), upto: 1 },
             Record::KeysForgotten(vec![(Millis(5), request)]),
             Record::SessionsForgotten(vec![SessionId(8)]),
             Record::Schema { fingerprint: 5, schema: Bytes::from_static(b"schema") },
             Record::EventsTrimmed { actor: actor(), below: LogIndex(4) },
             died(Origin::Message { from: PartitionId(1), seq: 2 }),
-            died(Origin::Reminder { name: "tock".into(), due: Millis(9) }),
+            died(Origin::Reminder {
+                name: "tock".into(),
+                due: Millis(9),
+                next: Some(Next { due: Millis(10), repeat: repeat() }),
+            }),
             Record::DeadTaken(Box::new(DeadTaken {
                 request,
                 ack_below: 0,
@@ -168,6 +182,15 @@ pub(super) fn rows(bytes: &[u8]) {
     if let Some((due, actor, name)) = keys::read_reminder_due(bytes) {
         assert_eq!(keys::reminder_due(due, &actor, &name), bytes);
     }
+    if let Some((actor, name)) = keys::read_reminder_name(bytes) {
+        assert_eq!(keys::reminder_name(&actor, &name), bytes);
+    }
+    if let Ok((reminder, _)) = postcard::take_from_bytes::<ReminderRow>(bytes) {
+        survives(&reminder);
+        if let Some(repeat) = &reminder.repeat {
+            let _ = crate::when::next(repeat, Millis(9), Millis(1_700_000_000_000));
+        }
+    }
     let _ = keys::read_event(bytes);
     if let Some((actor, collection, key)) = keys::read_item(bytes) {
         assert_eq!(keys::item(&actor, collection, key), bytes);
@@ -184,6 +207,9 @@ pub(super) fn row_seeds() -> Vec<Vec<u8>> {
         keys::state(&actor()),
         keys::kept_until(Millis(5), request),
         keys::reminder_due(Millis(5), &actor(), "tick"),
+        keys::reminder_name(&actor(), "tick"),
+        postcard::to_stdvec(&ReminderRow { message: message(), repeat: Some(repeat()) })
+            .expect("a reminder encodes"),
         keys::event(&actor(), LogIndex(4), 2),
         keys::item(&actor(), COLLECTION, b"key"),
         keys::dropped(&actor(), COLLECTION, b"key"),

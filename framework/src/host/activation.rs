@@ -3,7 +3,7 @@
 //! Owns the form of a stored state: the fingerprint of its schema, then its encoding. A state of another
 //! schema is read by that schema, which the log holds once for each partition, behind the build that wrote it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,11 +12,11 @@ use bytes::Bytes;
 use perennial_core::id::{ActorId, GroupId, RecordSeq};
 use perennial_core::partition::record::Record;
 use perennial_core::partition::rows;
-use perennial_core::time::Millis;
 
 use super::builds::Misread;
 use super::newcomers::{ACTIVATIONS_MAX, NEW_ACTORS_PER_SECOND_MAX};
 use super::owed::Owed;
+use super::timers::Timer;
 use super::turns::Work;
 use super::{Host, HostCounters, events};
 use crate::actor::{Kind, State, caught};
@@ -47,8 +47,10 @@ pub(super) struct Activation {
     pub(super) last_used: Instant,
     /// Calls that wait while an async write runs.
     pub(super) waiting: VecDeque<Work>,
-    /// Due times of its reminders as of the last turn, as far as they were looked up.
-    pub(super) reminders: HashMap<String, Option<Millis>, foldhash::fast::FixedState>,
+    /// How many reminders it has as of the last turn, if they were counted.
+    pub(super) reminders: Option<usize>,
+    /// Its timers. They are no reason to stay in memory.
+    pub(super) timers: BTreeMap<String, Timer>,
     /// Events published since it was last looked whether there are too many; as many as are kept on
     /// activation.
     pub(super) events: u32,
@@ -196,7 +198,8 @@ impl Host {
             settled_at: RecordSeq(0),
             last_used: now,
             waiting: VecDeque::new(),
-            reminders: HashMap::default(),
+            reminders: None,
+            timers: BTreeMap::new(),
             // How many there are is not known: the first ones published are a reason to look.
             events: events::EVENTS_KEPT_MIN,
         };

@@ -26,14 +26,16 @@ impl Host {
         let mut owed = Owed::nothing(RecordSeq(0));
         let (from, origin, message, tries) = match work {
             Work::Call(..) => unreachable!("a call is answered"),
+            Work::Timer { .. } => unreachable!("a timer is not kept"),
             Work::Message { from, seq, item, tries } => {
                 owed.message = Some((from, seq));
                 (item.from, Origin::Message { from, seq }, item.message, tries)
             }
-            Work::Reminder { name, due, message, tries } => {
-                self.note_reminder(actor, &name, None);
+            Work::Reminder { name, due, row, tries } => {
+                let next = self.next_of(actor, &name, due, &row, &mut owed);
+                self.fired += 1;
                 owed.reminder = Some((due, actor.clone(), name.clone()));
-                (actor.clone(), Origin::Reminder { name, due }, message, tries)
+                (actor.clone(), Origin::Reminder { name, due, next }, row.message, tries)
             }
         };
         tracing::warn!(%actor, %from, method = message.method, code, why, "cannot be applied; it is a dead letter now");

@@ -16,9 +16,10 @@ mod lines;
 pub(crate) mod newcomers;
 mod owed;
 mod reads;
-mod reminders;
+pub(crate) mod reminders;
 pub(crate) mod stale;
 pub(crate) mod sweep;
+pub(crate) mod timers;
 pub(crate) mod turns;
 mod unrecorded;
 
@@ -33,7 +34,7 @@ use perennial_core::partition::OutboxItem;
 use perennial_core::replication::Proposal;
 use perennial_core::time::Millis;
 use ractor::{ActorProcessingErr, ActorRef};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use self::activation::stored_schema;
 pub(crate) use self::builds::Builds;
@@ -45,6 +46,7 @@ use crate::clock::Clock;
 use crate::error::Fault;
 use crate::link::lock;
 use crate::replica::RowStore;
+use crate::status::{ReminderPage, ReminderQuery};
 
 /// Most calls a partition takes at a time, queued, running or waiting for their commit.
 pub const PARTITION_CALLS_MAX: u64 = 16 * 1024;
@@ -151,6 +153,12 @@ pub(crate) enum HostMessage {
     RemindersDue { planned: Millis },
     /// A message or reminder is tried again.
     Again { actor: ActorId, work: turns::Work },
+    /// A timer's time has come.
+    TimerDue { actor: ActorId, name: String, id: u64 },
+    /// Someone asks which reminders are set.
+    Reminders { query: ReminderQuery, told: oneshot::Sender<Result<ReminderPage, Fault>> },
+    /// Someone outside cancels a reminder; answered with whether there was one, once that is committed.
+    CancelReminder { actor: ActorId, name: String, told: oneshot::Sender<Result<bool, Fault>> },
     /// Time for housekeeping.
     Sweep,
 }
@@ -198,6 +206,10 @@ pub(crate) struct HostCounters {
     pub(crate) messages: AtomicU64,
     /// Reminders fired.
     pub(crate) reminders: AtomicU64,
+    /// Due times of reminders that were missed and passed without a turn.
+    pub(crate) reminders_passed: AtomicU64,
+    /// Timers fired.
+    pub(crate) timers: AtomicU64,
     /// Events published.
     pub(crate) events: AtomicU64,
     /// Batches proposed.

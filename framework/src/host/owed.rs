@@ -7,9 +7,11 @@ use perennial_core::id::{ActorId, PartitionId, RecordSeq, RequestId, Term};
 use perennial_core::partition::record::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Batch, Record};
 use perennial_core::replication::Proposal;
 use perennial_core::time::Millis;
+use tokio::sync::oneshot;
 
 use super::{Ended, HostCounters, ReplyTo};
 use crate::call::Answered;
+use crate::error::Fault;
 
 /// Batches of one partition that are on their way at a time; what comes meanwhile is packed.
 pub(super) const BATCHES_IN_FLIGHT_MAX: usize = 1;
@@ -26,6 +28,10 @@ pub(super) struct Owed {
     pub(super) message: Option<(PartitionId, u64)>,
     /// A reminder that fired has left its row.
     pub(super) reminder: Option<(Millis, ActorId, String)>,
+    /// Whose reminders it changes; from now on their rows say so.
+    pub(super) reminders: Option<ActorId>,
+    /// Who waits to hear that a reminder is cancelled.
+    pub(super) cancelled: Option<oneshot::Sender<Result<bool, Fault>>>,
     /// Whether messages were put in the outbox.
     pub(super) sends: bool,
     /// When the earliest reminder that was set is due.
@@ -45,6 +51,8 @@ impl Owed {
             keyed: None,
             message: None,
             reminder: None,
+            reminders: None,
+            cancelled: None,
             sends: false,
             due: None,
             items: None,

@@ -12,6 +12,7 @@ use perennial_core::partition::rows;
 use tokio::sync::Semaphore;
 
 use super::activation::{fresh, read_state};
+use super::reminders::RemindersView;
 use super::turns::handler;
 use super::{HostCall, HostCounters};
 use crate::actor::{Answer, Kind, State};
@@ -115,13 +116,13 @@ impl StaleReads {
                 if !standing.is_still(view) {
                     continue;
                 }
-                let turn = state.run_async(method, call.args.clone(), self.env(call, &caller));
+                let turn = state.run_async(method, call.args.clone(), self.env(group, call, &caller));
                 match tokio::time::timeout_at(call.deadline.into(), turn).await {
                     Ok((_, finished)) => finished,
                     Err(_) => return Err(Fault::TimedOut { actor: call.target.to_string() }),
                 }
             } else {
-                let finished = state.run(method, call.args.clone(), self.env(call, &caller));
+                let finished = state.run(method, call.args.clone(), self.env(group, call, &caller));
                 if !standing.is_still(view) {
                     continue;
                 }
@@ -143,7 +144,7 @@ impl StaleReads {
         }
     }
 
-    fn env(&self, call: &HostCall, caller: &Arc<dyn Caller>) -> TurnEnv {
+    fn env(&self, group: GroupId, call: &HostCall, caller: &Arc<dyn Caller>) -> TurnEnv {
         TurnEnv {
             me: call.target.clone(),
             caller: caller.clone(),
@@ -152,6 +153,8 @@ impl StaleReads {
             lasting: false,
             deadline: call.deadline,
             now: self.clock.now(),
+            due: None,
+            reminders: RemindersView::applied(self.replica.rows(), group),
         }
     }
 }

@@ -13,9 +13,7 @@ use foldhash::fast::FixedState;
 use futures_util::FutureExt;
 use perennial_core::id::{ActorId, GroupId, LogIndex, PartitionId, RecordSeq, RequestId, SessionId, Term};
 use perennial_core::partition::dedup::KEPT_BYTES_MAX;
-use perennial_core::partition::record::{
-    Cause, Keep, Message, RECORD_BYTES_MAX, Record, ReminderChange, Turn,
-};
+use perennial_core::partition::record::{Cause, Keep, Message, RECORD_BYTES_MAX, Record, ReminderRow, Turn};
 use perennial_core::partition::{Known, OutboxItem, Partition, rows};
 use perennial_core::time::Millis;
 use ractor::ActorRef;
@@ -29,7 +27,7 @@ use super::sweep::SWEEP_PERIOD;
 use super::unrecorded::Unrecorded;
 use super::{
     Ended, Gauges, HostCall, HostCounters, HostMessage, HostShared, MAILBOX_CALLS_MAX, Opening, ReplyTo,
-    STATE_BYTES_MAX, TurnDone, events, items,
+    STATE_BYTES_MAX, TurnDone, events, items, reminders,
 };
 use crate::actor::{Answer, Args, Finished, Format, Kind, Unusable, caught};
 use crate::app::Kinds;
@@ -60,7 +58,8 @@ pub const OUTBOX_MESSAGES_MAX: u64 = 64 * 1024;
 pub(crate) enum Work {
     Call(Box<HostCall>, ReplyTo),
     Message { from: PartitionId, seq: u64, item: OutboxItem, tries: Tries },
-    Reminder { name: String, due: Millis, message: Message, tries: Tries },
+    Reminder { name: String, due: Millis, row: ReminderRow, tries: Tries },
+    Timer { name: String, id: u64, message: Message },
 }
 
 /// Since when a message or reminder has been tried in vain, in this epoch.
@@ -148,8 +147,15 @@ pub(crate) struct Host {
     unrecorded: Unrecorded,
     pub(super) lines_out: BTreeMap<PartitionId, OutLine>,
     pub(super) lines_in: BTreeMap<PartitionId, InLine>,
+    /// Reminders whose turn has begun, until its record is applied.
     pub(super) firing: HashSet<(Millis, ActorId, String), FixedState>,
     pub(super) reminders_planned: Option<Millis>,
+    /// How many of those that fire have a record that is not applied yet.
+    pub(super) fired: usize,
+    /// What is recorded of reminders and not yet in their rows.
+    pub(super) reminders_ahead: reminders::Ahead,
+    /// Numbers of timers: as many were started so far.
+    pub(super) timers_started: u64,
     /// Waits for the reminder that is planned.
     pub(super) reminders_task: Option<AbortOnDropHandle<()>>,
     pub(super) followers: Vec<events::Follower>,
@@ -197,6 +203,9 @@ impl Host {
             firing: HashSet::default(),
             reminders_planned: None,
             reminders_task: None,
+            fired: 0,
+            reminders_ahead: HashMap::default(),
+            timers_started: 0,
             followers: Vec::new(),
             made_room: None,
             forgetting: None,
@@ -232,6 +241,9 @@ impl Host {
             HostMessage::FollowerReady => self.hand_events_of(&[]),
             HostMessage::RemindersDue { planned } => self.on_reminders_due(planned),
             HostMessage::Again { actor, work } => self.begin_work(actor, work),
+            HostMessage::TimerDue { actor, name, id } => self.on_timer(actor, name, id),
+            HostMessage::Reminders { query, told } => self.on_reminders(&query, told),
+            HostMessage::CancelReminder { actor, name, told } => self.on_cancel_reminder(actor, name, told),
             HostMessage::Sweep => self.sweep(),
         }
         self.flush();
@@ -348,7 +360,9 @@ impl Host {
         lasting: bool,
         deadline: Instant,
     ) -> TurnEnv {
-        TurnEnv { me, caller: self.shared.caller.clone(), path, request, lasting, deadline, now: self.now() }
+        let (now, reminders) = (self.now(), self.reminders_of(&me));
+        let caller = self.shared.caller.clone();
+        TurnEnv { me, caller, path, request, lasting, deadline, now, due: None, reminders }
     }
 
     fn read(&mut self, kind: Arc<dyn Kind>, method: usize, call: HostCall, reply: ReplyTo) {
@@ -411,13 +425,22 @@ impl Host {
             self.firing.remove(&(*due, actor, name.clone()));
             return;
         }
-        // A reminder that calls somebody else only hands its message to the outbox.
-        if let Work::Reminder { message, .. } = &work
+        if let Work::Timer { name, id, .. } = &work
+            && !self.timer_runs(&actor, name, *id)
+        {
+            return;
+        }
+        // One that calls somebody else only hands its message to the outbox.
+        if let Work::Reminder { row: ReminderRow { message, .. }, .. } | Work::Timer { message, .. } = &work
             && message.target != actor
         {
-            let effects = Effects { sends: vec![message.clone()], ..Effects::default() };
-            if let Some(full) = self.outbox_full(&effects) {
-                return self.undo(actor, work, Answer::Fault(full));
+            let mut effects = Effects { sends: vec![message.clone()], ..Effects::default() };
+            let settled = match self.outbox_full(&effects) {
+                Some(full) => Err(full),
+                None => self.settle_reminders(&actor, &work, &mut effects.reminders),
+            };
+            if let Err(fault) = settled {
+                return self.undo(actor, work, Answer::Fault(fault));
             }
             return self.record(actor, work, Answer::Ok(Bytes::new()), None, effects);
         }
@@ -435,13 +458,20 @@ impl Host {
                     self.patience(),
                 )
             }
-            Work::Reminder { name, due, message, .. } => {
+            Work::Reminder { name, due, row: ReminderRow { message, .. }, .. } => {
                 let request = self.unattended("reminder", &actor, due.0, 0, name);
+                (message.method.as_str(), message_args(message), Vec::new(), request, self.patience())
+            }
+            Work::Timer { name, id, message } => {
+                let request = self.unattended("timer", &actor, *id, self.epoch.0, name);
                 (message.method.as_str(), message_args(message), Vec::new(), request, self.patience())
             }
         };
         let ready = handler(&self.shared.kinds, &actor, method).and_then(|(kind, method)| {
-            self.activate(&actor, &kind, matches!(work, Work::Call(..)))?;
+            // A timer has an activation, and its turn is no use of it that would keep it in memory.
+            if !matches!(work, Work::Timer { .. }) {
+                self.activate(&actor, &kind, matches!(work, Work::Call(..)))?;
+            }
             Ok((kind, method))
         });
         let (kind, method) = match ready {
@@ -451,8 +481,12 @@ impl Host {
         let lasting = match &work {
             Work::Call(call, _) => call.lasting(),
             Work::Message { .. } | Work::Reminder { .. } => true,
+            Work::Timer { .. } => false,
         };
-        let env = self.env(actor.clone(), path, request, lasting, deadline);
+        let mut env = self.env(actor.clone(), path, request, lasting, deadline);
+        if let Work::Reminder { due, .. } = &work {
+            env.due = Some(*due);
+        }
         let Some(act) = self.activations.get_mut(&actor) else { return };
         let Some(mut state) = act.state.take() else {
             unreachable!("an actor whose async write runs takes no other turn");
@@ -557,8 +591,12 @@ impl Host {
             return self.undo(actor, work, Answer::Fault(fault));
         }
         let draft = self.take_items(&actor, &mut effects);
-        if !changed && effects.is_empty() && matches!(work, Work::Call(..)) {
-            return self.end_unrecorded(work, answer);
+        if let Err(full) = self.check_timers(&actor, &effects.timers) {
+            return self.undo(actor, work, Answer::Fault(full));
+        }
+        if !changed && effects.is_empty() && matches!(work, Work::Call(..) | Work::Timer { .. }) {
+            self.change_timers(&actor, effects.timers);
+            return self.end_unrecorded(&actor, work, answer);
         }
         let size = effects_size(&effects) + bytes.len() + answer_size(&answer);
         if size > RECORD_BYTES_MAX {
@@ -571,11 +609,14 @@ impl Host {
         {
             return self.undo(actor, work, Answer::Fault(full));
         }
-        for ReminderChange::Set { name, .. } | ReminderChange::Cancel { name, .. } in &effects.reminders {
-            // The record names what it replaces; without that, the row of the one before would stay.
-            if let Err(fault) = self.reminder_due(&actor, name) {
-                return self.undo(actor, work, Answer::Fault(fault));
-            }
+        // Cancelled from outside while its turn ran.
+        if let Work::Reminder { name, due, .. } = &work
+            && !self.is_due(*due, &actor, name)
+        {
+            return self.undo(actor, work, answer);
+        }
+        if let Err(fault) = self.settle_reminders(&actor, &work, &mut effects.reminders) {
+            return self.undo(actor, work, Answer::Fault(fault));
         }
         let new_schemas = draft.iter().flat_map(|draft| draft.schemas.keys());
         let news = changed.then_some(&fingerprint).into_iter().chain(new_schemas);
@@ -632,9 +673,19 @@ impl Host {
                 Box::new(Unusable { what: "state".into(), why })
             }));
         }
+        if let Work::Reminder { name, due, .. } = &work
+            && !self.is_due(*due, &actor, name)
+        {
+            self.firing.remove(&(*due, actor, name.clone()));
+            return;
+        }
         let now = self.shared.clock.instant();
         let tries = match &mut work {
-            Work::Call(..) => return self.end_unrecorded(work, answer),
+            Work::Call(..) => return self.end_unrecorded(&actor, work, answer),
+            Work::Timer { name, .. } => {
+                tracing::warn!(%actor, name, ?answer, "the turn of a timer failed");
+                return self.end_unrecorded(&actor, work, answer);
+            }
             Work::Message { tries, .. } | Work::Reminder { tries, .. } => tries,
         };
         tries.count = tries.count.saturating_add(1);
@@ -648,8 +699,12 @@ impl Host {
         }
     }
 
-    /// Answers a call that left no record.
-    fn end_unrecorded(&mut self, work: Work, answer: Answer) {
+    /// Answers a call that left no record, or ends the turn of a timer that did not.
+    fn end_unrecorded(&mut self, actor: &ActorId, work: Work, answer: Answer) {
+        if let Work::Timer { name, id, .. } = work {
+            HostCounters::add(&self.shared.counters.timers, 1);
+            return self.end_timer(actor, name, id);
+        }
         if let Work::Call(call, reply) = work {
             if !call.lasting() {
                 self.unrecorded.keep(call.request, &answer, self.now());
@@ -663,28 +718,21 @@ impl Host {
     }
 
     /// Makes the turn's record and notes what it owes.
-    fn record(
-        &mut self,
-        actor: ActorId,
-        work: Work,
-        answer: Answer,
-        state: Option<Bytes>,
-        mut effects: Effects,
-    ) {
+    fn record(&mut self, actor: ActorId, work: Work, answer: Answer, state: Option<Bytes>, effects: Effects) {
         HostCounters::add(&self.shared.counters.turns, 1);
         let mut owed = Owed::nothing(RecordSeq(0));
-        if let Work::Reminder { name, .. } = &work {
-            self.note_reminder(&actor, name, None);
-        }
-        self.settle_reminders(&actor, &mut effects.reminders);
         let size = 96
             + actor.as_str().len()
             + state.as_ref().map_or(0, Bytes::len)
             + effects_size(&effects)
             + answer_size(&answer);
+        let timer = match &work {
+            Work::Timer { name, id, .. } => Some((name.clone(), *id)),
+            _ => None,
+        };
         let cause = self.cause_of(&actor, work, answer, &mut owed);
+        self.note_reminders(&actor, reminders::fired_by(&cause), &effects.reminders, &mut owed);
         owed.sends = !effects.sends.is_empty();
-        owed.due = effects.reminders.iter().filter_map(due_of).min();
         let published = effects.events.len() as u32;
         owed.published = (published > 0).then(|| actor.clone());
         owed.items = (!effects.items.is_empty()).then(|| actor.clone());
@@ -716,6 +764,10 @@ impl Host {
         self.owed.push_back(owed);
         if trim {
             self.trim_events(&actor);
+        }
+        self.change_timers(&actor, effects.timers);
+        if let Some((name, id)) = timer {
+            self.end_timer(&actor, name, id);
         }
         if let Some(from) = from {
             self.message_recorded(from);
@@ -749,8 +801,13 @@ impl Host {
             }
             Work::Reminder { name, due, .. } => {
                 HostCounters::add(&self.shared.counters.reminders, 1);
+                self.fired += 1;
                 owed.reminder = Some((due, actor.clone(), name.clone()));
                 Cause::Reminder { name, due }
+            }
+            Work::Timer { .. } => {
+                HostCounters::add(&self.shared.counters.timers, 1);
+                Cause::Timer
             }
         }
     }
@@ -786,10 +843,17 @@ impl Host {
                 self.message_applied(from, seq);
             }
             if let Some(fired) = owed.reminder {
+                self.fired -= 1;
                 self.firing.remove(&fired);
             }
             if let Some(actor) = owed.items {
                 self.items_applied(&actor);
+            }
+            if let Some(actor) = &owed.reminders {
+                self.reminders_applied(actor, owed.seq);
+            }
+            if let Some(told) = owed.cancelled {
+                let _ = told.send(Ok(true));
             }
             sends |= owed.sends;
             due = due.into_iter().chain(owed.due).min();
@@ -829,13 +893,6 @@ impl Finished {
     }
 }
 
-fn due_of(change: &ReminderChange) -> Option<Millis> {
-    match change {
-        ReminderChange::Set { due, .. } => Some(*due),
-        ReminderChange::Cancel { .. } => None,
-    }
-}
-
 fn message_args(message: &Message) -> Args {
     Args { format: Format::Message, bytes: message.args.clone() }
 }
@@ -849,14 +906,7 @@ fn effects_size(effects: &Effects) -> usize {
     effects.sends.iter().map(message).sum::<usize>()
         + effects.events.iter().map(|e| e.len() + 4).sum::<usize>()
         + effects.items.iter().map(items::change_size).sum::<usize>()
-        + effects
-            .reminders
-            .iter()
-            .map(|change| match change {
-                ReminderChange::Set { name, message: m, .. } => name.len() + message(m) + 24,
-                ReminderChange::Cancel { name, .. } => name.len() + 16,
-            })
-            .sum::<usize>()
+        + effects.reminders.iter().map(reminders::size_of).sum::<usize>()
 }
 
 fn answer_size(answer: &Answer) -> usize {

@@ -40,6 +40,12 @@ impl Collector for NodeCollector {
             ("perennial_calls_overloaded", "Calls refused because a line was full", of(&hosts.overloaded)),
             ("perennial_messages", "Messages between actors applied", of(&hosts.messages)),
             ("perennial_reminders", "Reminders fired", of(&hosts.reminders)),
+            (
+                "perennial_reminders_passed",
+                "Due times of reminders that were missed and passed without a firing",
+                of(&hosts.reminders_passed),
+            ),
+            ("perennial_timers", "Timers fired", of(&hosts.timers)),
             ("perennial_events", "Events published", of(&hosts.events)),
             (
                 "perennial_dead_letters_lost",

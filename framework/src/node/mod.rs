@@ -43,6 +43,7 @@ use crate::app::App;
 use crate::call::{ActorId, Actors, Answered, Caller, EventStream, EventsFrom, Outbound};
 use crate::clock::Clock;
 use crate::dead::DeadLetters;
+use crate::error::Fault;
 use crate::host::stale::{STALE_READS_MAX, StaleReads};
 use crate::host::{HostCounters, Hosts};
 use crate::link::tls::{self, Tls};
@@ -52,7 +53,7 @@ use crate::replica::{
     GroupConfig, MachineFactory, Refusal, Replica, ReplicaConfig, ReplicaFault, ReplicaHandle,
 };
 use crate::router::{Network, Router, RouterCaller};
-use crate::status::ClusterStatus;
+use crate::status::{ClusterStatus, ReminderPage, ReminderQuery};
 
 #[cfg(feature = "controls")]
 pub use self::controls::Mistake;
@@ -149,6 +150,10 @@ pub trait Backend: Caller {
     fn dead_letters(&self) -> Option<DeadLetters> {
         None
     }
+    /// Reminders that are set, earliest first.
+    fn reminders(&self, query: ReminderQuery) -> BoxFuture<'static, Result<ReminderPage, Fault>>;
+    /// Cancels an actor's reminder; tells whether it was set, once that is committed.
+    fn cancel_reminder(&self, actor: ActorId, name: String) -> BoxFuture<'static, Result<bool, Fault>>;
     /// The node's metrics; a gateway adds its own.
     fn metrics(&self) -> Arc<Mutex<Registry>>;
 }
@@ -658,6 +663,14 @@ impl Backend for Node {
     fn dead_letters(&self) -> Option<DeadLetters> {
         let partitions = self.inner.router.routes().as_ref()?.state().meta.partitions;
         Some(DeadLetters::new(self.caller(), partitions))
+    }
+    fn reminders(&self, query: ReminderQuery) -> BoxFuture<'static, Result<ReminderPage, Fault>> {
+        let router = self.inner.router.clone();
+        Box::pin(async move { router.reminders(query).await })
+    }
+    fn cancel_reminder(&self, actor: ActorId, name: String) -> BoxFuture<'static, Result<bool, Fault>> {
+        let router = self.inner.router.clone();
+        Box::pin(async move { router.cancel_reminder(actor, name).await })
     }
     fn metrics(&self) -> Arc<Mutex<Registry>> {
         self.inner.registry.clone()

@@ -211,6 +211,12 @@ impl Service for NodeService {
                     reply.send(encode(&response));
                 });
             }
+            Question::OfLeader { partition, question } => {
+                let router = inner.router.clone();
+                inner.runtime.spawn(async move {
+                    reply.send(encode(&router.answer_here(partition, question).await));
+                });
+            }
             Question::MemberUp(spec) => {
                 let runtime = inner.runtime.clone();
                 runtime.spawn(async move {
@@ -286,7 +292,8 @@ fn answer(target: &ActorId, response: &Response) -> Bytes {
 /// certificate of the authority, also nodes that are no members.
 fn barred(from: &Peer, question: &Question, member: impl Fn(&NodeId) -> bool) -> Option<&'static str> {
     let announced = match question {
-        Question::Call(_) | Question::Routes | Question::Status => return None,
+        // Who may call any actor may see and cancel what wakes it.
+        Question::Call(_) | Question::Routes | Question::Status | Question::OfLeader { .. } => return None,
         Question::Led | Question::Deliver(_) => None,
         Question::MemberUp(spec) => Some(&spec.node),
     };

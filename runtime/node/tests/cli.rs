@@ -31,7 +31,7 @@ fn run(dir: &Path, args: &[&str]) -> (i32, String, String) {
 #[test]
 fn every_command_has_help_with_examples_on_stdout() {
     let dir = tempfile::tempdir().unwrap();
-    for command in ["serve", "dev", "demo", "call", "status", "dead", "bench", "cert", "key"] {
+    for command in ["serve", "dev", "demo", "call", "status", "reminder", "dead", "bench", "cert", "key"] {
         let (code, out, err) = run(dir.path(), &[command, "--help"]);
         assert_eq!((code, err.as_str()), (0, ""), "{command}");
         assert!(out.contains("Examples:") && out.contains(&format!("perennial {command}")), "{out}");
@@ -61,6 +61,9 @@ fn a_wrong_command_line_is_a_usage_error() {
         &["dead", "retry", "--all", "Cart", "Stock"],
         &["dead", "drop"],
         &["bench", "--idle", "--hot"],
+        &["reminder"],
+        &["timer", "list", "--due-before", "soon"],
+        &["reminder", "cancel", "Cart/alice"],
         &["serve", "--node-id", "N 1"],
         &["cert", "nodes"],
         &["cert", "node", "--dir", "nowhere"],

@@ -7,6 +7,7 @@ pub(crate) mod dead;
 pub(crate) mod demo;
 pub(crate) mod dev;
 pub(crate) mod key;
+pub(crate) mod reminder;
 pub(crate) mod serve;
 pub(crate) mod status;
 mod target;

@@ -8,6 +8,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use perennial::Fault;
+use perennial::call::ActorId;
 use perennial::error::Applied;
 use serde::Serialize;
 
@@ -54,6 +55,8 @@ pub(super) enum Problem {
     ForeignOrigin { origin: String },
     #[error("{host:?} is no name of this port; its operator can allow an origin of that host")]
     ForeignHost { host: String },
+    #[error("{actor} has no reminder {name:?}")]
+    NoReminder { actor: ActorId, name: String },
     #[error("nothing is here; there are: {}", ROUTES.join(", "))]
     NoRoute,
     #[error("the page {mount:?} has no file {file:?}")]
@@ -93,7 +96,7 @@ impl Problem {
             Self::NotAuthenticated | Self::BadCredentials(_) => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } | Self::ForeignOrigin { .. } => StatusCode::FORBIDDEN,
             Self::ForeignHost { .. } => StatusCode::MISDIRECTED_REQUEST,
-            Self::NoRoute | Self::NoFile { .. } => StatusCode::NOT_FOUND,
+            Self::NoRoute | Self::NoFile { .. } | Self::NoReminder { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Busy { .. } | Self::YourShare { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotReady(_) | Self::Stopping { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -122,6 +125,7 @@ impl Problem {
             Self::ForeignHost { .. } => "foreign_host",
             Self::NoRoute => "no_route",
             Self::NoFile { .. } => "no_file",
+            Self::NoReminder { .. } => "no_reminder",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::Busy { .. } => "busy",
             Self::YourShare { .. } => "your_share",

@@ -15,13 +15,16 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use perennial::actor::{Answer, Args};
 use perennial::call::{ActorId, Answered, Outbound};
+use perennial::core::time::Millis;
 use perennial::error::Applied;
+use perennial::limits::REMINDERS_TOLD_MAX;
+use perennial::status::ReminderQuery;
 use perennial::{Fault, Format};
 use serde_json::{Value, json};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -56,8 +59,12 @@ pub(super) const RETRIES: HeaderName = HeaderName::from_static("perennial-retrie
 pub(super) const CALL: &str = "/v1/{kind}/{key}/{handler}";
 /// Path of event streams. No handler may be named `events`.
 pub(super) const EVENTS: &str = "/v1/{kind}/{key}/events";
+/// Path of one reminder, at the admin port.
+const REMINDER: &str = "/v1/reminders/{kind}/{key}/{name}";
+/// Reminders told of unless more or fewer are asked for.
+const REMINDERS_DEFAULT: u32 = 100;
 /// The routes, as a caller who took a wrong one is told.
-pub(super) const ROUTES: [&str; 11] = [
+pub(super) const ROUTES: [&str; 13] = [
     "POST /v1/{kind}/{key}/{handler}",
     "GET /v1/{kind}/{key}/{handler}",
     "GET /v1/{kind}/{key}/events",
@@ -65,6 +72,8 @@ pub(super) const ROUTES: [&str; 11] = [
     "GET /v1/status",
     "GET /v1/dead",
     "GET /v1/dead/{id}",
+    "GET /v1/reminders",
+    "DELETE /v1/reminders/{kind}/{key}/{name} (at the admin port)",
     "GET /metrics",
     "GET /livez",
     "GET /readyz",
@@ -97,11 +106,13 @@ pub(super) fn router(gate: &Arc<Gate>, address: SocketAddr) -> Result<Router, Ga
     Ok(observed(router, gate, open))
 }
 
-/// The routes of the admin port. No page may read them from a browser, and nothing here changes anything.
+/// The routes of the admin port. No page may read them from a browser, and none may do the one that changes
+/// something: a browser asks before a DELETE, and is told no.
 pub(super) fn admin_router(gate: &Arc<Gate>, admin: &AdminConfig) -> Router {
     let router = Router::new()
         .route("/livez", get(live))
         .route("/readyz", get(ready_or_why))
+        .route(REMINDER, delete(cancel_reminder))
         .merge(telling())
         .fallback(async || Problem::NoRoute)
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
@@ -114,6 +125,7 @@ fn telling() -> Router<Arc<Gate>> {
     Router::new()
         .route("/metrics", get(metrics::page))
         .route("/v1/status", get(status))
+        .route("/v1/reminders", get(reminders))
         .route("/v1/kinds", get(pages::kinds))
         .route("/v1/dead", get(dead::list))
         .route("/v1/dead/{id}", get(dead::show))
@@ -414,4 +426,69 @@ async fn status(
         .await
         .map_err(|_| Problem::StatusSlow)?;
     Ok(([(CACHE_CONTROL, "no-store")], Json(status)).into_response())
+}
+
+/// `GET /v1/reminders`: some of those that are set, earliest first.
+async fn reminders(
+    State(gate): State<Arc<Gate>>,
+    Extension(ClientAddress(address)): Extension<ClientAddress>,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    let _share = gate.admit(&gate.status, &Principal::at(address), 1)?;
+    let query = reminder_query(&query_pairs(&uri)?)?;
+    let page = tokio::time::timeout(gate.config.call_timeout, gate.backend.reminders(query))
+        .await
+        .map_err(|_| Problem::StatusSlow)??;
+    Ok(([(CACHE_CONTROL, "no-store")], Json(page)).into_response())
+}
+
+fn reminder_query(pairs: &[(String, String)]) -> Result<ReminderQuery, Problem> {
+    let mut query = ReminderQuery { limit: REMINDERS_DEFAULT, ..ReminderQuery::default() };
+    let (mut due, mut actor, mut name) = (None, None, None);
+    for (key, value) in pairs {
+        let bad = |what: &str| Problem::BadQuery(format!("has {key}={value:?}, which is no {what}"));
+        let at = || value.parse().map(Millis).map_err(|_| bad("time in milliseconds since 1970"));
+        let id = || value.parse::<ActorId>().map_err(|_| bad("actor, such as Cart/alice"));
+        match key.as_str() {
+            "actor" => query.actor = Some(id()?),
+            "due_before" => query.due_before = Some(at()?),
+            "limit" => {
+                let limit = value.parse().ok().filter(|limit| (1..=REMINDERS_TOLD_MAX).contains(limit));
+                query.limit = limit.ok_or_else(|| bad(&format!("number from 1 to {REMINDERS_TOLD_MAX}")))?;
+            }
+            "after_due" => due = Some(at()?),
+            "after_actor" => actor = Some(id()?),
+            "after_name" => name = Some(value.clone()),
+            _ => {
+                return Err(Problem::BadQuery(format!(
+                    "has {key:?}; it takes actor, due_before, limit, and all of after_due, after_actor and after_name"
+                )));
+            }
+        }
+    }
+    query.after = match (due, actor, name) {
+        (Some(due), Some(actor), Some(name)) => Some((due, actor, name)),
+        (None, None, None) => None,
+        _ => {
+            let why = "has some of after_due, after_actor and after_name; give all of them, as the last reminder has them";
+            return Err(Problem::BadQuery(why.to_owned()));
+        }
+    };
+    Ok(query)
+}
+
+/// `DELETE /v1/reminders/{kind}/{key}/{name}` of the admin port.
+async fn cancel_reminder(
+    State(gate): State<Arc<Gate>>,
+    Extension(ClientAddress(address)): Extension<ClientAddress>,
+    path: Result<Path<(String, String, String)>, PathRejection>,
+) -> Result<Json<Value>, Problem> {
+    let _share = gate.admit(&gate.status, &Principal::at(address), 1)?;
+    let (kind, key, name) = path_values(path)?;
+    let actor = ActorId::new(&kind, &key).map_err(Fault::from)?;
+    let cancelled = gate.backend.cancel_reminder(actor.clone(), name.clone());
+    let was_set = tokio::time::timeout(gate.config.call_timeout, cancelled)
+        .await
+        .map_err(|_| Fault::TimedOut { actor: actor.to_string() })??;
+    if was_set { Ok(Json(json!({ "cancelled": true }))) } else { Err(Problem::NoReminder { actor, name }) }
 }

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use perennial::prelude::*;
+use perennial::{Missed, When};
 
 use super::shelf::Shelf;
 
@@ -76,12 +77,40 @@ impl Purse {
     }
 }
 
+/// How often a metronome beats until it stops itself.
+pub const BEATS: usize = 4;
+
+/// A metronome: something that wakes again and again.
+#[data]
+#[derive(Eq)]
+pub struct Metronome {
+    /// Its number, unique in a run.
+    pub number: u64,
+    /// Milliseconds between two beats.
+    pub every_ms: u64,
+    /// What becomes of missed beats.
+    pub missed: u32,
+    /// When its beats were due, as far as it has beaten.
+    pub beats: Vec<u64>,
+}
+
+/// The policy of this number.
+#[must_use]
+pub fn policy(number: u32) -> Missed {
+    match number {
+        0 => Missed::Once,
+        1 => Missed::Skip,
+        at_most => Missed::All { at_most },
+    }
+}
+
 /// Has itself woken.
 #[data]
 #[derive(Default)]
 pub struct Alarm {
     set: Vec<u64>,
     rung: Vec<u64>,
+    metronomes: Vec<Metronome>,
 }
 
 #[actor]
@@ -99,9 +128,33 @@ impl Alarm {
         self.rung.push(number);
     }
 
+    /// Starts a metronome.
+    pub fn start(&mut self, ctx: &mut Ctx<Self>, number: u64, every_ms: u64, missed: u32) -> u64 {
+        self.metronomes.push(Metronome { number, every_ms, missed, beats: Vec::new() });
+        let when = When::every(Duration::from_millis(every_ms)).missed(policy(missed));
+        ctx.schedule(format!("m{number}"), when, ctx.me().beat(number));
+        number
+    }
+
+    /// A metronome beats.
+    pub fn beat(&mut self, ctx: &mut Ctx<Self>, number: u64) {
+        let due = ctx.due().map_or(0, |due| due.0);
+        for metronome in self.metronomes.iter_mut().filter(|metronome| metronome.number == number) {
+            metronome.beats.push(due);
+            if metronome.beats.len() == BEATS {
+                ctx.cancel(format!("m{number}"));
+            }
+        }
+    }
+
     /// What was set and what has rung, in order.
     pub fn book(&self) -> (Vec<u64>, Vec<u64>) {
         (self.set.clone(), self.rung.clone())
+    }
+
+    /// The metronomes that were started.
+    pub fn metronomes(&self) -> Vec<Metronome> {
+        self.metronomes.clone()
     }
 }
 

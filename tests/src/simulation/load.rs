@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
-use super::app::{Agent, Alarm, Counter, Payment, Purse};
+use super::app::{Agent, Alarm, BEATS, Counter, Metronome, Payment, Purse};
 use super::invariants::stale::{Acknowledged, StaleRead};
 use super::shelf::{self, Book};
 use crate::nemesis::history::{Action, Op, Outcome};
@@ -33,6 +33,8 @@ const PAUSE_MS_MAX: u64 = 60;
 const STALE_MS_MAX: u64 = 8000;
 /// Longest time until an alarm rings, in milliseconds.
 const ALARM_MS_MAX: u64 = 3000;
+/// Times between two beats of a metronome, in milliseconds.
+const EVERY_MS: std::ops::Range<u64> = 20..1500;
 
 /// A call that is no counter's: its number and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +70,8 @@ pub struct Heard {
     pub payments: Vec<Told>,
     /// Alarms asked for.
     pub alarms: Vec<Told>,
+    /// Metronomes asked for.
+    pub metronomes: Vec<Told>,
     /// Calls of agents; the number is that of the agent.
     pub relays: Vec<Told>,
     /// Changes of shelves; the value is the place.
@@ -170,6 +174,14 @@ pub async fn drive(client: Client, name: String, seed: u64, shared: Arc<Shared>)
                 let outcome = outcome(answer, |_| 0, &shared);
                 shared.heard(|heard| heard.payments.push(Told { actor: from, number, outcome }));
             }
+            8 if random.random_bool(0.4) => {
+                let actor = format!("a{}", random.random_range(0..OTHERS));
+                let (number, every) = (shared.number(), random.random_range(EVERY_MS));
+                let missed = random.random_range(0..6);
+                let start = client.get::<Alarm>(&actor).start(number, every, missed);
+                let outcome = outcome(start.timeout(CALL_TIMEOUT).await, |_| 0, &shared);
+                shared.heard(|heard| heard.metronomes.push(Told { actor, number, outcome }));
+            }
             8 => {
                 let actor = format!("a{}", random.random_range(0..OTHERS));
                 let (number, after) = (shared.number(), random.random_range(1..ALARM_MS_MAX));
@@ -239,6 +251,8 @@ pub struct Books {
     pub alarms: Vec<(String, Vec<u64>, Vec<u64>)>,
     /// What is on each shelf.
     pub shelves: Vec<(String, Book)>,
+    /// Metronomes, by alarm.
+    pub metronomes: Vec<(String, Vec<Metronome>)>,
     /// What an agent has done, and the sum of its counter.
     pub agents: Vec<(u64, i64, i64)>,
     /// Dead letters.
@@ -254,6 +268,8 @@ pub async fn read_books(client: &Client) -> Option<Books> {
         books.purses.push((purse, paid, got));
         let alarm = format!("a{number}");
         let (set, rung) = client.get::<Alarm>(&alarm).book().timeout(CALL_TIMEOUT).await.ok()?;
+        let metronomes = client.get::<Alarm>(&alarm).metronomes().timeout(CALL_TIMEOUT).await.ok()?;
+        books.metronomes.push((alarm.clone(), metronomes));
         books.alarms.push((alarm, set, rung));
         let done = client.get::<Agent>(format!("g{number}")).done().timeout(CALL_TIMEOUT).await.ok()?;
         let sum = client.get::<Counter>(format!("n{number}")).value().timeout(CALL_TIMEOUT).await.ok()?;
@@ -273,6 +289,8 @@ impl Books {
         let got: usize = self.purses.iter().map(|(_, _, got)| got.len()).sum();
         let set: usize = self.alarms.iter().map(|(_, set, _)| set.len()).sum();
         let rung: usize = self.alarms.iter().map(|(_, _, rung)| rung.len()).sum();
-        paid == got + self.dead.len() + dropped && set == rung
+        let all = |metronomes: &[Metronome]| metronomes.iter().all(|one| one.beats.len() >= BEATS);
+        let beaten = self.metronomes.iter().all(|(_, metronomes)| all(metronomes));
+        paid == got + self.dead.len() + dropped && set == rung && beaten
     }
 }

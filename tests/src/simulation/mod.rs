@@ -164,7 +164,8 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
     shared.heard(|heard| {
         report.acknowledged = heard.acknowledged;
         report.unexpected = std::mem::take(&mut heard.unexpected);
-        let told = heard.payments.iter().chain(&heard.alarms).chain(&heard.relays).chain(&heard.changes);
+        let told = heard.payments.iter().chain(&heard.alarms).chain(&heard.metronomes).chain(&heard.relays);
+        let told = told.chain(&heard.changes);
         let told = told.map(|told| told.outcome);
         let outcomes = heard.ops.iter().map(|op| op.outcome).chain(told);
         report.stale = heard.stale.len() as u64;
@@ -277,6 +278,7 @@ fn finish(
             invariants::every_payment_arrives_once(&heard.payments, &last, &deaths),
             invariants::dead_letters_are_those_of_the_log(&last, &deaths),
             invariants::every_alarm_rings_once(&heard.alarms, &last),
+            invariants::every_metronome_beats_in_time(&heard.metronomes, &last),
             invariants::nested_calls_run_once(&heard.relays, &last),
             invariants::collections_hold_what_was_acknowledged(&heard.changes, &heard.audits, &last),
         ]

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::dead::{DeadIndex, DeadLetter, DeadTaken, KeptLetter, Origin};
 use super::dedup::{Dedup, Known};
-use super::record::{Batch, Cause, ItemChange, Keep, Message, Record, ReminderChange, Turn};
+use super::record::{
+    Batch, Cause, ItemChange, Keep, Message, Next, Record, ReminderChange, ReminderRow, Turn,
+};
 use super::rows;
 use crate::hash::{PartitionCount, partition_of};
 use crate::id::{ActorId, LogIndex, PartitionId, RecordSeq, RequestId, Term};
@@ -247,9 +249,15 @@ impl Partition {
     fn apply_death(&mut self, letter: &DeadLetter, out: &mut Rows<'_>) {
         match &letter.origin {
             Origin::Message { from, seq } => self.use_up(*from, *seq),
-            Origin::Reminder { name, due } => {
+            Origin::Reminder { name, due, next } => {
                 out.push(|| RowOp::Delete { key: rows::reminder_due(*due, &letter.from, name) });
                 out.push(|| RowOp::Delete { key: rows::reminder_name(&letter.from, name) });
+                if let Some(Next { due, repeat }) = next {
+                    let (name, message) = (name.clone(), letter.message.clone());
+                    let (due, repeat) = (*due, Some(repeat.clone()));
+                    let set = ReminderChange::Set { name, due, message, replaces: None, repeat };
+                    apply_reminder(&letter.from, &set, out);
+                }
             }
         }
         let (number, gone) = self.dead.add(letter.size());
@@ -316,10 +324,11 @@ impl Partition {
                 self.keep_reply(*request, *ack_below, *keep, reply, out);
             }
             Cause::Message { from, seq } => self.use_up(*from, *seq),
-            Cause::Reminder { name, due } => {
+            Cause::Reminder { name, due } | Cause::ReminderPassed { name, due } => {
                 out.push(|| RowOp::Delete { key: rows::reminder_due(*due, &turn.actor, name) });
                 out.push(|| RowOp::Delete { key: rows::reminder_name(&turn.actor, name) });
             }
+            Cause::Timer | Cause::Operator => {}
         }
         if let Some(state) = &turn.state {
             out.push(|| RowOp::Put { key: rows::state(&turn.actor), value: state.to_vec() });
@@ -368,8 +377,9 @@ fn apply_reminder(actor: &ActorId, change: &ReminderChange, out: &mut Rows<'_>) 
         out.push(|| RowOp::Delete { key: rows::reminder_due(*due, actor, name) });
     }
     match change {
-        ReminderChange::Set { name, due, message, .. } => {
-            let value = || postcard::to_stdvec(message).expect("a message always encodes");
+        ReminderChange::Set { name, due, message, repeat, .. } => {
+            let reminder = || ReminderRow { message: message.clone(), repeat: repeat.clone() };
+            let value = || postcard::to_stdvec(&reminder()).expect("a reminder always encodes");
             out.push(|| RowOp::Put { key: rows::reminder_due(*due, actor, name), value: value() });
             let due = due.0.to_be_bytes().to_vec();
             out.push(|| RowOp::Put { key: rows::reminder_name(actor, name), value: due });

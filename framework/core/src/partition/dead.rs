@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::apply::OutboxItem;
-use super::record::{Keep, Message};
+use super::record::{Keep, Message, Next};
 use crate::id::{ActorId, PartitionId, RequestId};
 use crate::time::Millis;
 
@@ -39,6 +39,8 @@ pub enum Origin {
         name: String,
         /// When it was due.
         due: Millis,
+        /// How it goes on, if it recurs; this due time is used up.
+        next: Option<Next>,
     },
 }
 

@@ -42,8 +42,8 @@ impl Batch {
         self.records.iter().all(|record| match record {
             Record::Turn(turn) => {
                 let cause = match &turn.cause {
-                    Cause::Reminder { name, .. } => Some(name),
-                    Cause::Call { .. } | Cause::Message { .. } => None,
+                    Cause::Reminder { name, .. } | Cause::ReminderPassed { name, .. } => Some(name),
+                    Cause::Call { .. } | Cause::Message { .. } | Cause::Timer | Cause::Operator => None,
                 };
                 let changes = turn.reminders.iter().map(|change| match change {
                     ReminderChange::Set { name, .. } | ReminderChange::Cancel { name, .. } => name,
@@ -205,6 +205,18 @@ pub enum Cause {
         /// When it was due.
         due: Millis,
     },
+    /// A due time of a reminder that passed without a turn: it was missed, and its policy is not to
+    /// make up for it.
+    ReminderPassed {
+        /// Its name.
+        name: String,
+        /// When it was due.
+        due: Millis,
+    },
+    /// A timer, which nothing remembers.
+    Timer,
+    /// Somebody outside who changes the actor's reminders.
+    Operator,
 }
 
 /// How long a reply is kept for retries.
@@ -240,6 +252,8 @@ pub enum ReminderChange {
         message: Message,
         /// When the reminder it replaces was due; filled in by the host.
         replaces: Option<Millis>,
+        /// How it goes on after that; `None`: not at all.
+        repeat: Option<Repeat>,
     },
     /// Removes the reminder of this name, if it is there.
     Cancel {
@@ -248,4 +262,63 @@ pub enum ReminderChange {
         /// When it was due; filled in by the host, `None` when there was none.
         replaces: Option<Millis>,
     },
+}
+
+/// How a reminder goes on: when it is due again, and what happens to due times that were missed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repeat {
+    /// The times it is due.
+    pub schedule: Schedule,
+    /// What happens to those that were missed.
+    pub missed: Missed,
+}
+
+/// When a recurring reminder is due next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Next {
+    /// Then.
+    pub due: Millis,
+    /// And how it goes on after that.
+    pub repeat: Repeat,
+}
+
+/// Times at which something is due again and again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Schedule {
+    /// So many milliseconds after the due time before, never 0.
+    Every {
+        /// Milliseconds.
+        ms: u64,
+    },
+    /// The times that match a cron text.
+    Cron {
+        /// Five fields, or six with seconds in front.
+        text: String,
+        /// Name of the time zone in the IANA database.
+        zone: String,
+    },
+}
+
+/// What a recurring reminder makes of due times that passed while nobody could fire it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Missed {
+    /// It fires once for all of them.
+    #[default]
+    Once,
+    /// It fires for each of them, in order, but only for the newest so many.
+    All {
+        /// How many.
+        at_most: u32,
+    },
+    /// It does not fire for them.
+    Skip,
+}
+
+/// A reminder as its row holds it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReminderRow {
+    /// What to deliver.
+    pub message: Message,
+    /// How it goes on.
+    pub repeat: Option<Repeat>,
 }

@@ -142,6 +142,26 @@ pub fn reminder_name(actor: &ActorId, name: &str) -> Vec<u8> {
     key
 }
 
+/// All reminders of an actor in the order of their names.
+#[must_use]
+pub fn reminder_names(actor: &ActorId) -> (Vec<u8>, Vec<u8>) {
+    let from = reminder_name(actor, "");
+    let mut to = from.clone();
+    // An actor's text is UTF-8, so its last byte has a successor.
+    if let Some(last) = to.last_mut() {
+        *last += 1;
+    }
+    (from, to)
+}
+
+/// Reads a key of [`reminder_name`].
+#[must_use]
+pub fn read_reminder_name(key: &[u8]) -> Option<(ActorId, String)> {
+    let (&REMINDER_NAME, rest) = key.split_first()? else { return None };
+    let (actor, name) = split_actor(rest)?;
+    Some((actor, std::str::from_utf8(name).ok()?.to_owned()))
+}
+
 /// An event.
 #[must_use]
 pub fn event(actor: &ActorId, index: LogIndex, n: u32) -> Vec<u8> {
@@ -328,6 +348,10 @@ mod tests {
             read_reminder_due(&reminder_due(Millis(5), &actor, "tick")),
             Some((Millis(5), actor.clone(), "tick".to_owned()))
         );
+        assert_eq!(
+            read_reminder_name(&reminder_name(&actor, "tick")),
+            Some((actor.clone(), "tick".to_owned()))
+        );
         assert_eq!(read_event(&event(&actor, LogIndex(17), 3)), Some((17, 3)));
     }
 
@@ -382,6 +406,14 @@ mod tests {
         let line = || outbox_range(PartitionId(2), 4, 6);
         for (to, seq, inside) in [(2, 3, false), (2, 4, true), (2, 5, true), (2, 6, false), (3, 5, false)] {
             assert_eq!(within(line(), outbox(PartitionId(to), seq)), inside);
+        }
+        let named = || reminder_names(&actor);
+        assert!(
+            within(named(), reminder_name(&actor, ""))
+                && within(named(), reminder_name(&actor, "\u{10ffff}"))
+        );
+        for other in ["C/aa", "C/b", "B/a", "C/A"] {
+            assert!(!within(named(), reminder_name(&other.parse().unwrap(), "tick")), "{other}");
         }
         let after = reminders_after(Millis(5));
         assert!(reminder_due(Millis(5), &actor, "z") < after && after < reminder_due(Millis(6), &actor, ""));

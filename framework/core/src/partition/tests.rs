@@ -5,7 +5,8 @@ use bytes::Bytes;
 use super::apply::{ENTRY_BYTES_MAX, OutboxItem, Refusal, read_batch, read_meta};
 use super::dead::{DEAD_LETTERS_MAX, DeadLetter, DeadTaken, KeptLetter, Origin};
 use super::record::{
-    Cause, CollectionId, ITEM_KEY_BYTES_MAX, ItemChange, Keep, Message, NAME_BYTES_MAX, ReminderChange, Turn,
+    Cause, CollectionId, ITEM_KEY_BYTES_MAX, ItemChange, Keep, Message, Missed, NAME_BYTES_MAX,
+    ReminderChange, ReminderRow, Repeat, Schedule, Turn,
 };
 use super::{Batch, Known, Line, Partition, Record, rows};
 use crate::hash::{PartitionCount, partition_of};
@@ -185,11 +186,16 @@ fn a_reminder_is_set_replaced_cancelled_and_fired() {
     let mut replica = Replica::new();
     let (early, late) = (Millis(200), Millis(900));
     let wake = message("Cart/alice");
-    let value = postcard::to_stdvec(&wake).unwrap();
+    let value = postcard::to_stdvec(&ReminderRow { message: wake.clone(), repeat: None }).unwrap();
     let due_row = |due| rows::reminder_due(due, &actor(), "tick");
     let name_row = || rows::reminder_name(&actor(), "tick");
-    let set =
-        |due, replaces| ReminderChange::Set { name: "tick".into(), due, message: wake.clone(), replaces };
+    let set = |due, replaces| ReminderChange::Set {
+        name: "tick".into(),
+        due,
+        message: wake.clone(),
+        replaces,
+        repeat: None,
+    };
     let cancel = |replaces| ReminderChange::Cancel { name: "tick".into(), replaces };
     let mut change = |change| replica.turn(Turn { reminders: vec![change], ..turn(call(0, 0)) });
     let stands = |due: Millis| [put(due_row(due), &value), put(name_row(), due.0.to_be_bytes())];
@@ -200,6 +206,28 @@ fn a_reminder_is_set_replaced_cancelled_and_fired() {
     assert_eq!(change(cancel(None)), [delete(name_row())]);
     let fired = replica.turn(turn(Cause::Reminder { name: "tick".into(), due: early }));
     assert_eq!(fired, [delete(due_row(early)), delete(name_row())]);
+    let next = ReminderChange::Set {
+        name: "tick".into(),
+        due: late,
+        message: wake.clone(),
+        replaces: None,
+        repeat: Some(daily()),
+    };
+    let recurring = postcard::to_stdvec(&ReminderRow { message: wake, repeat: Some(daily()) }).unwrap();
+    let [_, name] = stands(late);
+    for cause in [
+        Cause::Reminder { name: "tick".into(), due: early },
+        Cause::ReminderPassed { name: "tick".into(), due: early },
+    ] {
+        let fired = replica.turn(Turn { reminders: vec![next.clone()], ..turn(cause) });
+        let due = put(due_row(late), &recurring);
+        assert_eq!(fired, [delete(due_row(early)), delete(name_row()), due, name.clone()], "it goes on");
+    }
+}
+
+fn daily() -> Repeat {
+    let schedule = Schedule::Cron { text: "0 9 * * *".into(), zone: "UTC".into() };
+    Repeat { schedule, missed: Missed::All { at_most: 3 } }
 }
 
 #[test]
@@ -334,11 +362,18 @@ fn names_that_do_not_fit_into_a_key_are_refused() {
         read_batch(&postcard::to_stdvec(&entry).unwrap()).is_ok()
     };
     for (bytes, expected) in [(NAME_BYTES_MAX, true), (NAME_BYTES_MAX + 1, false)] {
-        let set = ReminderChange::Set { name: name(bytes), due: Millis(1), message: wake(), replaces: None };
+        let set = ReminderChange::Set {
+            name: name(bytes),
+            due: Millis(1),
+            message: wake(),
+            replaces: None,
+            repeat: None,
+        };
         let cancel = ReminderChange::Cancel { name: name(bytes), replaces: None };
         assert_eq!(fits(call(0, 0), vec![set]), expected);
         assert_eq!(fits(call(0, 0), vec![cancel]), expected);
         assert_eq!(fits(Cause::Reminder { name: name(bytes), due: Millis(1) }, Vec::new()), expected);
+        assert_eq!(fits(Cause::ReminderPassed { name: name(bytes), due: Millis(1) }, Vec::new()), expected);
     }
 }
 
@@ -456,7 +491,7 @@ fn a_message_that_dies_is_used_up_and_kept_in_one() {
     assert_eq!(replica.apply(vec![died(origin)]), [put(rows::dead(1), &value)]);
     assert_eq!(replica.partition.applied_from(PartitionId(2)), 1);
     assert!(replica.partition.dead().holds(1) && replica.partition.dead().len() == 1);
-    let reminder = Origin::Reminder { name: "tick".into(), due: Millis(5) };
+    let reminder = Origin::Reminder { name: "tick".into(), due: Millis(5), next: None };
     let from: ActorId = "Cart/bob".parse().unwrap();
     let rows_of_it = replica.apply(vec![died(reminder)]);
     assert_eq!(rows_of_it[0], delete(rows::reminder_due(Millis(5), &from, "tick")));

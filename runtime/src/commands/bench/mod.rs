@@ -6,6 +6,7 @@
 mod cost;
 mod load;
 mod sends;
+mod timers;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -48,6 +49,8 @@ struct Report {
     failover: Option<Failovers>,
     #[serde(skip_serializing_if = "Option::is_none")]
     resident: Option<Resident>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timers: Option<timers::Figures>,
     client_cpu_percent: f64,
     nodes: Vec<NodeCost>,
 }
@@ -82,7 +85,8 @@ pub(crate) async fn run(launch: &Launch, args: BenchArgs) -> Result<Exit, Comman
         Output::Text => show(&report),
     }
     let broken = report.failover.as_ref().is_some_and(|f| f.unanswered > 0 || !f.report.kept());
-    let failed = report.calls.as_ref().is_some_and(|calls| calls.calls == 0);
+    let failed = report.calls.as_ref().is_some_and(|calls| calls.calls == 0)
+        || report.timers.as_ref().is_some_and(|timers| timers.fired != timers.timers);
     let missing = report.messages.as_ref().is_some_and(|sends| sends.applied < sends.sent);
     Ok(if broken || failed || missing { Exit::Failed } else { Exit::Ok })
 }
@@ -146,6 +150,8 @@ async fn bench(launch: &Launch, args: &BenchArgs) -> Result<Report, CommandError
         resident(args, actors, &subject, &mut progress).await
     } else if failover {
         failovers(args, &mut subject, &mut progress).await
+    } else if args.op == BenchOp::Timer {
+        timers::run(args, &subject, &mut progress).await
     } else {
         calls(args, &subject, &mut progress).await
     }?;
@@ -166,6 +172,7 @@ fn report(mode: &'static str, args: &BenchArgs, cost: cost::Cost) -> Report {
         messages: None,
         failover: None,
         resident: None,
+        timers: None,
         client_cpu_percent: cost.own_cpu_percent,
         nodes: cost.nodes,
     }
@@ -176,7 +183,7 @@ async fn calls(args: &BenchArgs, subject: &Subject, progress: &mut Progress) -> 
     let (mut pairs, mode) = match args.op {
         BenchOp::Send => (Some(Pairs::of(&status_of(client).await?, keys)?), "send"),
         BenchOp::Get => (None, "get"),
-        BenchOp::Inc | BenchOp::Failover => (None, "inc"),
+        BenchOp::Inc | BenchOp::Failover | BenchOp::Timer => (None, "inc"),
     };
     let calls = match &mut pairs {
         Some(pairs) => std::mem::take(&mut pairs.calls),
@@ -324,6 +331,25 @@ fn show(report: &Report) {
         facts.insert("acknowledged".into(), failover.report.acknowledged);
         facts.insert("lost".into(), failover.report.lost);
         facts.insert("doubled".into(), failover.report.doubled);
+    }
+    if let Some(timers) = &report.timers {
+        output::data(&format!(
+            "{} reminders of {} actors, set at {:.0}/s; due over {} s, {} fired at {:.0}/s",
+            timers.timers, report.keys, timers.set_per_s, timers.spread_s, timers.fired, timers.fired_per_s
+        ));
+        output::data(&format!(
+            "late by p50 {} ms, p99 {} ms, at most {} ms",
+            timers.late_p50_ms, timers.late_p99_ms, timers.late_max_ms
+        ));
+        let shown = |bytes: &[Option<u64>]| {
+            let shown = bytes.iter().map(|bytes| bytes.map_or_else(|| "-".to_owned(), mebibytes));
+            shown.collect::<Vec<_>>().join(", ")
+        };
+        output::data(&format!(
+            "memory of the nodes before: {}; with all of them waiting: {}",
+            shown(&timers.rss_before_bytes),
+            shown(&timers.rss_waiting_bytes)
+        ));
     }
     if let Some(resident) = &report.resident {
         output::data(&format!("{} counters, {} activations", resident.actors, resident.activations));

@@ -27,7 +27,7 @@ use perennial::core::partition::record::{Batch, Record, Turn};
 pub use answers::linearizable;
 pub use convergence::replicas_agree;
 pub use dead::{Deaths, dead_letters_are_those_of_the_log};
-pub use firings::every_alarm_rings_once;
+pub use firings::{every_alarm_rings_once, every_metronome_beats_in_time};
 pub use items::collections_hold_what_was_acknowledged;
 pub use nested::nested_calls_run_once;
 pub use payments::every_payment_arrives_once;
