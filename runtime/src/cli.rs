@@ -46,7 +46,6 @@ pub(crate) enum Command {
     Dead(DeadArgs),
     /// List and cancel reminders, the durable timers of actors
     #[command(visible_alias = "timer")]
-    #[command(visible_alias = "timer")]
     Reminder(ReminderArgs),
     /// Measure calls per second, latency, idle cost and failover
     ///

@@ -71,6 +71,11 @@ impl Purse {
         self.shut = shut;
     }
 
+    /// Whether it refuses payments.
+    pub(super) fn is_shut(&self) -> bool {
+        self.shut
+    }
+
     /// What was paid and what was got, in order.
     pub fn book(&self) -> (Vec<Payment>, Vec<Payment>) {
         (self.paid.clone(), self.got.clone())

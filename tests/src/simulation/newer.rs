@@ -5,6 +5,7 @@
 use perennial::prelude::*;
 
 use super::app::{Agent, Alarm, Payment, Purse as OldPurse};
+use super::shelf::Shelf;
 
 /// Adds one; another field, in another order.
 #[data]
@@ -37,6 +38,7 @@ impl Counter {
 pub struct Purse {
     paid: Vec<Payment>,
     got: Vec<Payment>,
+    shut: bool,
     /// As many as `got` has.
     receipts: u64,
 }
@@ -44,7 +46,7 @@ pub struct Purse {
 impl From<OldPurse> for Purse {
     fn from(old: OldPurse) -> Self {
         let (paid, got) = old.book();
-        Self { receipts: got.len() as u64, paid, got }
+        Self { receipts: got.len() as u64, paid, got, shut: old.is_shut() }
     }
 }
 
@@ -58,11 +60,17 @@ impl Purse {
         number
     }
 
-    /// Takes a payment.
-    pub fn receive(&mut self, from: String, number: u64) {
+    /// Takes a payment. A purse that is shut refuses it, after it has changed what must not stay.
+    pub fn receive(&mut self, from: String, number: u64) -> Result<(), String> {
         assert_eq!(self.receipts, self.got.len() as u64, "an older build has written a purse of a newer one");
         self.got.push(Payment { other: from, number });
         self.receipts += 1;
+        if self.shut { Err("shut".to_owned()) } else { Ok(()) }
+    }
+
+    /// Lets the purse refuse payments, or take them again.
+    pub fn set_shut(&mut self, shut: bool) {
+        self.shut = shut;
     }
 
     /// What was paid and what was got, in order.
@@ -74,12 +82,17 @@ impl Purse {
 /// The newer build.
 #[must_use]
 pub fn app() -> App {
-    App::new("simulation").actor::<Counter>().actor::<Purse>().actor::<Alarm>().actor::<Agent>()
+    App::new("simulation")
+        .actor::<Counter>()
+        .actor::<Purse>()
+        .actor::<Alarm>()
+        .actor::<Agent>()
+        .actor::<Shelf>()
 }
 
 /// The older build with a mistake: it reads what the newer one has written and drops what it does not know.
 pub mod careless {
-    use super::{Agent, Alarm, App, OldPurse, actor, data};
+    use super::{Agent, Alarm, App, OldPurse, Shelf, actor, data};
 
     /// Adds one.
     #[data(removed(by_newer))]
@@ -105,6 +118,11 @@ pub mod careless {
     /// The older build.
     #[must_use]
     pub fn app() -> App {
-        App::new("simulation").actor::<Counter>().actor::<OldPurse>().actor::<Alarm>().actor::<Agent>()
+        App::new("simulation")
+            .actor::<Counter>()
+            .actor::<OldPurse>()
+            .actor::<Alarm>()
+            .actor::<Agent>()
+            .actor::<Shelf>()
     }
 }
