@@ -122,3 +122,9 @@ pub mod __private {
 pub mod prelude {
     pub use crate::{Actor, Actors, App, Call, CallError, Ctx, Data, Fault, MapApp, Reply, actor, data};
 }
+
+/// The example of the page on time, compiled and run as a test of the documentation; here, as it needs a clock
+/// that stands still.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/time.md")]
+pub struct TimePage;

@@ -40,11 +40,6 @@ pub struct MessagesPage;
 #[doc = include_str!("../../docs/evolution.md")]
 pub struct Evolution;
 
-/// The same of the page on time.
-#[cfg(doctest)]
-#[doc = include_str!("../../docs/time.md")]
-pub struct Time;
-
 /// Turns and messages are many small allocations on several threads; measured on three nodes and a
 /// client on two cores, glibc's allocator took a tenth of the CPU.
 #[global_allocator]

@@ -61,7 +61,7 @@ fn a_wrong_command_line_is_a_usage_error() {
         &["dead", "retry", "--all", "Cart", "Stock"],
         &["dead", "drop"],
         &["bench", "--idle", "--hot"],
-        &["reminder"],
+        &["reminder", "lists"],
         &["timer", "list", "--due-before", "soon"],
         &["reminder", "cancel", "Cart/alice"],
         &["serve", "--node-id", "N 1"],
