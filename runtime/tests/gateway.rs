@@ -220,7 +220,7 @@ impl Caller for Fake {
         let kept = (1..=3_u32).map(|n| {
             let event = Added { sku: format!("tea\n{n}"), qty: n };
             let event = Bytes::from(postcard::to_stdvec(&event).unwrap());
-            Ok(EventItem { id: EventId { index: 10 + u64::from(n), n: 0 }, event })
+            Ok(EventItem { id: EventId { index: 10 + u64::from(n), n: 0 }, event, mark: false })
         });
         let kept: Vec<_> =
             kept.filter(|item: &Result<EventItem, Fault>| item.as_ref().unwrap().id > after).collect();
@@ -233,7 +233,7 @@ impl Caller for Fake {
             }
             "garbled" => {
                 let event = Bytes::from_static(&[0xff; 3]);
-                Box::pin(kept.chain(stream::iter([Ok(EventItem { id, event })])).chain(stream::pending()))
+                Box::pin(kept.chain(stream::iter([Ok(EventItem { id, event, mark: false })])).chain(stream::pending()))
             }
             _ => Box::pin(kept.chain(stream::pending())),
         }

@@ -26,6 +26,7 @@ mod server;
 mod sse;
 mod stall;
 pub mod tls;
+mod ws;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use auth::Principal;
+pub use ws::EVENTS_PROTOCOL;
 pub use auth::{EVENTS_METHOD, KeyNameError, NewKey, Policy, PolicyError};
 use errors::Problem;
 use metrics::Metrics;
