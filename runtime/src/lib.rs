@@ -44,6 +44,10 @@ pub struct Evolution;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/time.md")]
 pub struct Time;
+/// The examples of the page on events, likewise.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/events.md")]
+pub struct EventsPage;
 
 /// Turns and messages are many small allocations on several threads; measured on three nodes and a
 /// client on two cores, glibc's allocator took a tenth of the CPU.

@@ -463,3 +463,178 @@ impl Source {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use bytes::Bytes;
+    use futures_util::StreamExt;
+    use perennial_core::hash::PartitionCount;
+    use perennial_core::id::{ClusterId, MemberId, NodeId, Term};
+    use perennial_core::membership::MemberSpec;
+    use perennial_core::placement::{ClusterMeta, form};
+
+    use super::*;
+    use crate::actor::BoxFuture;
+    use crate::host::Hosts;
+    use crate::link::{LinkConfig, LinkError, StreamSink};
+    use crate::router::Network;
+
+    /// A leader behind a link, on which every frame is counted.
+    #[derive(Default)]
+    struct Leader {
+        log: Mutex<Vec<EventItem>>,
+        open: Mutex<Vec<StreamSink>>,
+        opened: AtomicU64,
+        frames: AtomicU64,
+    }
+
+    impl Leader {
+        fn push(&self, sink: &StreamSink, item: EventItem) {
+            self.frames.fetch_add(1, Ordering::Relaxed);
+            let _ = sink.push(encode(&Ok::<_, Fault>(item)));
+        }
+
+        fn publish(&self, index: u64) {
+            let item =
+                EventItem { id: EventId { index, n: 0 }, event: Bytes::from_static(b"e"), mark: false };
+            lock(&self.log).push(item.clone());
+            let mut open = lock(&self.open);
+            open.retain(|sink| !sink.is_closed());
+            open.iter().for_each(|sink| self.push(sink, item.clone()));
+        }
+
+        fn streams(&self) -> usize {
+            lock(&self.open).iter().filter(|sink| !sink.is_closed()).count()
+        }
+    }
+
+    struct Link(Arc<Leader>);
+
+    impl Network for Link {
+        fn ask(&self, _: &NodeId, _: Bytes, _: Duration) -> BoxFuture<'static, Result<Bytes, LinkError>> {
+            Box::pin(async { Err(LinkError::NoLink) })
+        }
+
+        fn follow(&self, _: &NodeId, payload: Bytes) -> BoxFuture<'static, Result<ItemStream, LinkError>> {
+            let leader = self.0.clone();
+            Box::pin(async move {
+                let Stream::Events { from, .. } = decode(&payload).map_err(|_| LinkError::Closed)?;
+                let (sink, items) = StreamSink::local(&LinkConfig::default());
+                leader.opened.fetch_add(1, Ordering::Relaxed);
+                let log = lock(&leader.log).clone();
+                let head = log.last().map_or(0, |item| item.id.index);
+                let after = match from {
+                    EventsFrom::Start => EventId::default(),
+                    EventsFrom::After(id) => id,
+                    EventsFrom::Now => EventId { index: head, n: u32::MAX },
+                };
+                log.into_iter().filter(|item| item.id > after).for_each(|item| leader.push(&sink, item));
+                leader.push(&sink, EventItem::position(EventId { index: head, n: u32::MAX }));
+                lock(&leader.open).push(sink);
+                Ok(items)
+            })
+        }
+
+        fn is_up(&self, _: &NodeId) -> bool {
+            true
+        }
+    }
+
+    fn setting() -> (Arc<Leader>, Arc<Router>, ActorId) {
+        let leader = Arc::new(Leader::default());
+        let router = Router::new(Arc::new(Hosts::default()));
+        router.set_network(Arc::new(Link(leader.clone())));
+        let one = PartitionCount::try_from(1).unwrap();
+        let spec = MemberSpec::new(NodeId::new("n1").unwrap(), "n1:1");
+        router.update(form(ClusterMeta::new(ClusterId(1), one, 1), vec![spec]).unwrap());
+        router.leader(one.iter().next().unwrap(), Term(1), Some(MemberId(1)));
+        (leader, router, "Room/a".parse().unwrap())
+    }
+
+    /// The next event of a stream.
+    async fn next(stream: &mut EventStream) -> u64 {
+        loop {
+            let item = stream.next().await.unwrap().unwrap();
+            if !item.mark {
+                return item.id.index;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_on_a_link_do_not_grow_with_the_followers_behind_it() {
+        let mut frames = Vec::new();
+        for followers in [1, 10, 1000] {
+            let (leader, router, room) = setting();
+            let mut streams: Vec<_> =
+                (0..followers).map(|_| router.subscribe(room.clone(), EventsFrom::Now)).collect();
+            for stream in &mut streams {
+                assert!(stream.next().await.unwrap().unwrap().mark, "it has begun");
+            }
+            for index in 1..=50 {
+                leader.publish(index);
+            }
+            for stream in &mut streams {
+                for index in 1..=50 {
+                    assert_eq!(next(stream).await, index);
+                }
+            }
+            frames.push(leader.frames.load(Ordering::Relaxed));
+            assert_eq!(leader.streams(), 1);
+            drop(streams);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(leader.streams(), 0, "nobody is followed for nobody");
+            assert!(lock(&router.fan_outs.0).is_empty());
+        }
+        assert!(frames.iter().all(|&n| n == frames[0]), "{frames:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_late_catches_up_and_joins_the_others() {
+        let (leader, router, room) = setting();
+        (1..=5).for_each(|index| leader.publish(index));
+        let mut first = router.subscribe(room.clone(), EventsFrom::Start);
+        for index in 1..=5 {
+            assert_eq!(next(&mut first).await, index);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        (6..=9).for_each(|index| leader.publish(index));
+        assert_eq!(next(&mut first).await, 6);
+        // What came last is here, what came before is not.
+        let opened = leader.opened.load(Ordering::Relaxed);
+        let mut back = router.subscribe(room.clone(), EventsFrom::After(EventId { index: 7, n: 0 }));
+        assert_eq!(next(&mut back).await, 8);
+        assert_eq!(leader.opened.load(Ordering::Relaxed), opened, "nobody was asked");
+        let mut late = router.subscribe(room.clone(), EventsFrom::After(EventId { index: 2, n: 0 }));
+        for index in 3..=9 {
+            assert_eq!(next(&mut late).await, index);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(leader.streams(), 1, "all are in one");
+        leader.publish(10);
+        assert_eq!(next(&mut back).await, 9);
+        for stream in [&mut back, &mut late] {
+            assert_eq!(next(stream).await, 10);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_broke_goes_on_for_all_without_gap_or_double() {
+        let (leader, router, room) = setting();
+        let mut streams: Vec<_> =
+            (0..10).map(|_| router.subscribe(room.clone(), EventsFrom::Start)).collect();
+        leader.publish(1);
+        for stream in &mut streams {
+            assert_eq!(next(stream).await, 1);
+        }
+        for index in 2..=20 {
+            lock(&leader.open).clear();
+            leader.publish(index);
+            for stream in &mut streams {
+                assert_eq!(next(stream).await, index);
+            }
+        }
+    }
+}
