@@ -108,11 +108,6 @@ impl Shared {
         look(&mut self.heard.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether the clients are to end.
-    pub(super) fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
     /// Takes note of the answer to a call of which nothing else is looked at.
     pub(super) fn answered<T>(&self, answer: &Result<T, Fault>) {
         self.heard(|heard| match answer {

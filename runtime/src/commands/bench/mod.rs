@@ -192,7 +192,7 @@ async fn calls(args: &BenchArgs, subject: &Subject, progress: &mut Progress) -> 
     let (mut pairs, mode) = match args.op {
         BenchOp::Send => (Some(Pairs::of(&status_of(client).await?, keys)?), "send"),
         BenchOp::Get => (None, "get"),
-        BenchOp::Inc | BenchOp::Failover | BenchOp::Timer => (None, "inc"),
+        BenchOp::Inc | BenchOp::Failover | BenchOp::Timer | BenchOp::Events => (None, "inc"),
     };
     let calls = match &mut pairs {
         Some(pairs) => std::mem::take(&mut pairs.calls),
