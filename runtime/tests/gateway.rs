@@ -245,7 +245,10 @@ impl Caller for Fake {
             }
             "garbled" => {
                 let event = Bytes::from_static(&[0xff; 3]);
-                Box::pin(kept.chain(stream::iter([Ok(EventItem { id, event, mark: false })])).chain(stream::pending()))
+                Box::pin(
+                    kept.chain(stream::iter([Ok(EventItem { id, event, mark: false })]))
+                        .chain(stream::pending()),
+                )
             }
             _ => Box::pin(kept.chain(stream::pending())),
         }
@@ -1353,8 +1356,7 @@ async fn a_socket_is_limited_pinged_and_closed_with_the_gateway() {
 
 #[tokio::test]
 async fn a_socket_that_answers_no_ping_is_given_up() {
-    let config =
-        GatewayConfig { stream_keep_alive: Duration::from_millis(10), ..GatewayConfig::default() };
+    let config = GatewayConfig { stream_keep_alive: Duration::from_millis(10), ..GatewayConfig::default() };
     let s = start_with(config).await;
     let socket = s.socket("/v1/Cart/a/events", &[]).await.unwrap();
     // It is not read, so nothing answers.

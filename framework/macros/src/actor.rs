@@ -6,8 +6,8 @@ use syn::parse::Parser;
 use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
 use syn::{
-    Attribute, FnArg, GenericArgument, Ident, ImplItem, ImplItemFn, ItemImpl, Lifetime, LitInt, LitStr, Pat, Path,
-    PathArguments, ReceiverKind, ReturnType, Safety, Type, TypeImplTrait, TypeReference, Visibility,
+    Attribute, FnArg, GenericArgument, Ident, ImplItem, ImplItemFn, ItemImpl, Lifetime, LitInt, LitStr, Pat,
+    Path, PathArguments, ReceiverKind, ReturnType, Safety, Type, TypeImplTrait, TypeReference, Visibility,
 };
 
 use crate::Errors;
@@ -136,7 +136,8 @@ impl Options {
             } else if meta.path.is_ident("keep_events_for") {
                 let text: LitStr = meta.value()?.parse()?;
                 options.keep_events_for = Some(millis(&text.value()).ok_or_else(|| {
-                    let what = "how long events are kept is a number with its unit, `s`, `m`, `h` or `d`: `\"24h\"`";
+                    let what =
+                        "how long events are kept is a number with its unit, `s`, `m`, `h` or `d`: `\"24h\"`";
                     syn::Error::new(text.span(), what)
                 })?);
             } else {

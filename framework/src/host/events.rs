@@ -172,11 +172,7 @@ impl Host {
 
     /// The events after the last one that a follower has had. Those who stand where the one before stood
     /// get the same page.
-    fn read_events<'a>(
-        &self,
-        follower: &Follower,
-        page: &'a mut Option<Page>,
-    ) -> Result<&'a Page, Fault> {
+    fn read_events<'a>(&self, follower: &Follower, page: &'a mut Option<Page>) -> Result<&'a Page, Fault> {
         let known = page.as_ref().is_some_and(|p| p.after == follower.last && p.actor == follower.actor);
         if !known {
             *page = None;
@@ -248,13 +244,13 @@ impl Host {
     fn trim_events(&mut self, actor: &ActorId, kept: Retention, surplus: u32) {
         let now = self.now();
         let before = self.activations.get(actor).and_then(|act| act.events.trimmed);
-        let (from, to) =
-            rows::events_after(actor, before.map(|id| (id.index, id.n)), self.applied_index);
+        let (from, to) = rows::events_after(actor, before.map(|id| (id.index, id.n)), self.applied_index);
         let mut upto = None;
         let mut gone = 0;
         for found in self.shared.rows.range(self.group, &from, Some(&to)) {
             let Ok((key, value)) = found else { break };
-            let (Some((index, n)), Some((time, _))) = (rows::read_event(&key), rows::read_event_value(&value))
+            let (Some((index, n)), Some((time, _))) =
+                (rows::read_event(&key), rows::read_event_value(&value))
             else {
                 break;
             };

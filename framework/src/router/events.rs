@@ -211,8 +211,7 @@ impl Router {
         if !make {
             return None;
         }
-        let fan_out =
-            Arc::new(FanOut { actor: actor.clone(), state: Mutex::default(), left: Notify::new() });
+        let fan_out = Arc::new(FanOut { actor: actor.clone(), state: Mutex::default(), left: Notify::new() });
         all.insert(actor.clone(), fan_out.clone());
         Some(fan_out)
     }

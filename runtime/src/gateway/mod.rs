@@ -40,12 +40,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use auth::Principal;
-pub use ws::EVENTS_PROTOCOL;
 pub use auth::{EVENTS_METHOD, KeyNameError, NewKey, Policy, PolicyError};
 use errors::Problem;
 use metrics::Metrics;
 use quota::{Full, Quota, Share};
 use server::Entrance;
+pub use ws::EVENTS_PROTOCOL;
 
 /// Calls in flight at one gateway unless configured otherwise; above it 429.
 pub const CALLS_IN_FLIGHT_MAX: u32 = 1024;

@@ -21,10 +21,10 @@ use axum::response::Response;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::errors::Problem;
-use super::{Gate, ws};
 use super::routes::{
     AGE_MS, IDEMPOTENCY_KEY, LAST_EVENT_ID, MAX_STALE_MS, NODE, PARTITION, RETRIES, TIMEOUT_MS, single,
 };
+use super::{Gate, ws};
 
 /// How long a browser may remember that it may call.
 const PREFLIGHT_AGE_MAX: Duration = Duration::from_secs(600);

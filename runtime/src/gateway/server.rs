@@ -103,13 +103,8 @@ async fn greet(stream: TcpStream, from: SocketAddr, share: Share, gate: Arc<Gate
     }
 }
 
-async fn serve<S>(
-    stream: S,
-    from: SocketAddr,
-    share: ConnectionShare,
-    gate: &Arc<Gate>,
-    entrance: &Entrance,
-) where
+async fn serve<S>(stream: S, from: SocketAddr, share: ConnectionShare, gate: &Arc<Gate>, entrance: &Entrance)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let asked = AtomicBool::new(false);

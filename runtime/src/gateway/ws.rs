@@ -42,7 +42,9 @@ const OF_STATUS: u16 = 4000;
 
 /// The place of a connection, for what goes on after its last request.
 #[derive(Clone)]
-pub(super) struct ConnectionShare(#[expect(dead_code, reason = "held until it is dropped")] pub(super) Arc<Share>);
+pub(super) struct ConnectionShare(
+    #[expect(dead_code, reason = "held until it is dropped")] pub(super) Arc<Share>,
+);
 
 /// Whether a request asks for a WebSocket.
 pub(super) fn is_asked_for(headers: &HeaderMap) -> bool {

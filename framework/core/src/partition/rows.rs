@@ -553,7 +553,10 @@ mod tests {
         let (short, long): (ActorId, ActorId) = ("Room/a".parse().unwrap(), "Room/ab".parse().unwrap());
         let within = |(from, to): (Vec<u8>, Vec<u8>), key: Vec<u8>| from <= key && key < to;
         for (index, n, inside) in [(0, 0, true), (4, 1, true), (4, 2, false), (5, 0, false)] {
-            assert_eq!(within(events_upto(&short, LogIndex(4), 1), event(&short, LogIndex(index), n)), inside);
+            assert_eq!(
+                within(events_upto(&short, LogIndex(4), 1), event(&short, LogIndex(index), n)),
+                inside
+            );
         }
         assert!(!within(events_behind(Some(&short)), event(&short, LogIndex(9), 3)));
         assert!(within(events_behind(Some(&short)), event(&long, LogIndex(0), 0)));

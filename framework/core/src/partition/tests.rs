@@ -236,8 +236,7 @@ fn schemas_are_kept_and_old_events_are_not() {
     let mut replica = Replica::new();
     let schema = Record::Schema { fingerprint: 9, schema: Bytes::from_static(b"schema") };
     assert_eq!(replica.apply(vec![schema]), [put(rows::schema(9), "schema")]);
-    let trimmed =
-        replica.apply(vec![Record::EventsTrimmed { actor: actor(), index: LogIndex(29), n: 7 }]);
+    let trimmed = replica.apply(vec![Record::EventsTrimmed { actor: actor(), index: LogIndex(29), n: 7 }]);
     let [RowOp::DeleteRange { from, to }, told] = &trimmed[..] else { panic!("{trimmed:?}") };
     let gone = |index, n| (from..to).contains(&&rows::event(&actor(), LogIndex(index), n));
     assert!(gone(0, 0) && gone(29, 7) && !gone(29, 8) && !gone(30, 0));

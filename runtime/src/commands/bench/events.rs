@@ -80,7 +80,8 @@ pub(super) async fn measure(
     book.published.store(0, Ordering::Relaxed);
     book.delivered.store(0, Ordering::Relaxed);
     for number in 0..publishers as usize {
-        let (client, topic, book) = (clients[number % clients.len()].clone(), topic.clone(), Arc::clone(&book));
+        let (client, topic, book) =
+            (clients[number % clients.len()].clone(), topic.clone(), Arc::clone(&book));
         tasks.spawn(async move {
             while !book.stopped.load(Ordering::Relaxed) {
                 publish_some(&client, &topic, &book, u64::from(subscribers), start, BATCH_MAX).await;
@@ -95,7 +96,8 @@ pub(super) async fn measure(
     let seconds = began.elapsed().as_secs_f64();
     book.stopped.store(true, Ordering::Relaxed);
     tasks.shutdown().await;
-    let mut all = Histogram::<u64>::new_with_bounds(1, LATENCY_MICROS_MAX, 3).expect("the bounds are in order");
+    let mut all =
+        Histogram::<u64>::new_with_bounds(1, LATENCY_MICROS_MAX, 3).expect("the bounds are in order");
     for micros in book.latencies.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         all.saturating_record(*micros);
     }
@@ -115,7 +117,14 @@ pub(super) async fn measure(
 }
 
 /// Publishes some events as soon as there is room for them.
-async fn publish_some(client: &Client, topic: &str, book: &Book, subscribers: u64, start: Instant, most: u64) {
+async fn publish_some(
+    client: &Client,
+    topic: &str,
+    book: &Book,
+    subscribers: u64,
+    start: Instant,
+    most: u64,
+) {
     loop {
         let had = book.delivered.load(Ordering::Relaxed) / subscribers;
         let ahead = book.published.load(Ordering::Relaxed).saturating_sub(had);

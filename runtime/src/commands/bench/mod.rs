@@ -233,8 +233,7 @@ async fn events(
     subject: &Subject,
     progress: &mut Progress,
 ) -> Result<Report, CommandError> {
-    let (warmup, time) =
-        (Duration::from_secs(args.warmup.into()), Duration::from_secs(args.seconds.into()));
+    let (warmup, time) = (Duration::from_secs(args.warmup.into()), Duration::from_secs(args.seconds.into()));
     let publishers = args.clients.min(EVENT_PUBLISHERS_MAX);
     let mut sampler = Sampler::new(&subject.file).await;
     let mut all = Vec::new();

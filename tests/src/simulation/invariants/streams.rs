@@ -101,7 +101,9 @@ mod tests {
                 Stretch { actor, after: after.map(id), events: numbers(of), gone_after: gone.map(id) };
             streams_have_no_gap(&[stretch], &published).is_ok()
         };
-        assert!(check(None, &[2, 3], None) && check(Some(1), &[2, 3, 4], None) && check(Some(0), &[], Some(0)));
+        assert!(
+            check(None, &[2, 3], None) && check(Some(1), &[2, 3, 4], None) && check(Some(0), &[], Some(0))
+        );
         assert!(!check(None, &[2, 4], None), "a gap");
         assert!(!check(Some(1), &[3], None), "a gap at the begin");
         assert!(!check(None, &[2, 2], None) && !check(Some(2), &[2], None), "a double");
