@@ -5,6 +5,9 @@
 //! is simply behind; it gets the rest when half of its line is free, and is told if by then the rest is
 //! no longer kept. Once it has everything, it gets a mark that says where the stream stands.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
 use perennial_core::id::{ActorId, LogIndex};
 use perennial_core::partition::record::Record;
 use perennial_core::partition::rows;
@@ -13,9 +16,9 @@ use tokio::sync::mpsc;
 
 use super::owed::Owed;
 use super::turns::Host;
-use super::{HostCounters, HostMessage};
-use crate::actor::Retention;
-use crate::call::{EventId, EventItem, EventsFrom};
+use super::{Ended, HostCounters, HostMessage, ReplyTo};
+use crate::actor::{Answer, Retention};
+use crate::call::{Answered, EventId, EventItem, EventsFrom};
 use crate::error::Fault;
 
 /// Most followers of one partition's actors. A node follows an actor once for all who do there.
@@ -89,14 +92,33 @@ impl Host {
             EventsFrom::Now => Some(self.position()),
         };
         if let Some(id) = last.filter(|id| id.index > self.applied_index.0) {
-            let why = "the log of its partition has not come so far; the id is not of this cluster";
-            let _ = sink.try_send(Err(gone(&actor, id, None, why)));
-            return;
+            return self.refuse_ahead(actor, id, sink);
         }
         let mut follower = Follower { actor, last, sink, waits: false, marked: false };
         if self.hand_events(&mut follower, &mut None) {
             self.followers.push(follower);
         }
+    }
+
+    /// Refuses a follower who is ahead of the log, once it is confirmed that this is the newest: another node
+    /// may lead by now. If it does, the follower looks for it.
+    fn refuse_ahead(
+        &mut self,
+        actor: ActorId,
+        after: EventId,
+        sink: mpsc::Sender<Result<EventItem, Fault>>,
+    ) {
+        let why = "the log of its partition has not come so far; the id is not of this cluster";
+        let answered = Answered::fault(gone(&actor, after, None, why));
+        let refuse = Box::new(move |ended| {
+            if let Ended::Answered(Answered { answer: Answer::Fault(fault @ Fault::EventsGone { .. }), .. }) =
+                ended
+            {
+                let _ = sink.try_send(Err(fault));
+            }
+        });
+        let calls = Arc::new(AtomicU64::new(1));
+        self.answer_as_read(ReplyTo { target: actor, answer: Some(refuse), calls }, answered);
     }
 
     /// Behind everything that is applied.
