@@ -37,7 +37,6 @@ const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 const BEGIN_WITHIN: Duration = Duration::from_secs(1);
 
 /// `GET /v1/{kind}/{key}/events`.
-#[expect(clippy::too_many_arguments, reason = "extractors")]
 pub(super) async fn events(
     State(gate): State<Arc<Gate>>,
     caller: Caller,
