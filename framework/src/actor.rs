@@ -11,6 +11,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::fast::FixedState;
@@ -244,6 +245,29 @@ pub enum Run<'a> {
     Later(BoxFuture<'a, Answer>),
 }
 
+/// Events of an actor that are kept at least, unless `#[actor(keep_events = ..)]` says otherwise.
+pub const EVENTS_KEPT_DEFAULT: u32 = 1000;
+/// Most events of an actor that can be kept.
+pub const EVENTS_KEPT_MAX: u32 = 100_000;
+/// How long events are kept at most, unless `#[actor(keep_events_for = "..")]` says otherwise.
+pub const EVENTS_KEPT_FOR_DEFAULT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// Which events of an actor are kept for those who come back to its stream: the last `count` of them, unless
+/// they are older than `millis`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// So many are kept at least; somewhat more may be there. At most [`EVENTS_KEPT_MAX`].
+    pub count: u32,
+    /// Those that were published longer ago go, in milliseconds of record time.
+    pub millis: u64,
+}
+
+impl Retention {
+    /// What holds where nothing is said.
+    pub const DEFAULT: Self =
+        Self { count: EVENTS_KEPT_DEFAULT, millis: EVENTS_KEPT_FOR_DEFAULT.as_millis() as u64 };
+}
+
 /// An actor type. Implemented by `#[actor]`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an actor",
@@ -254,6 +278,8 @@ pub trait Actor: Data + Default {
     const KIND: &'static str;
     /// What it publishes; `()` when nothing.
     type Event: Data;
+    /// Which of its events are kept.
+    const RETENTION: Retention = Retention::DEFAULT;
     /// Typed reference with one method for each handler.
     type Ref: Send + Sync + Clone + 'static;
     /// The handlers; their positions are the numbers given to [`Actor::read`] and [`Actor::write`].
@@ -291,6 +317,8 @@ pub trait Kind: Send + Sync {
     fn has_collections(&self) -> bool;
     /// Shape of the events.
     fn event_schema(&self) -> (Type, Types);
+    /// Which of the events are kept.
+    fn retention(&self) -> Retention;
     /// The state of an actor that nobody has called yet.
     fn fresh(&self) -> Box<dyn State>;
     /// Decodes a state.
@@ -394,6 +422,9 @@ impl<A: Actor> Kind for KindOf<A> {
     fn event_schema(&self) -> (Type, Types) {
         let mut types = Types::default();
         (A::Event::schema(&mut types), types)
+    }
+    fn retention(&self) -> Retention {
+        A::RETENTION
     }
     fn fresh(&self) -> Box<dyn State> {
         Box::new(StateOf::new(A::default()))

@@ -7,6 +7,7 @@ use std::future::IntoFuture;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -79,17 +80,14 @@ pub struct EventItem {
     pub id: EventId,
     /// postcard bytes of the event.
     pub event: Bytes,
+    /// This is no event but a mark between them: the stream stands at `id`, with everything up to there.
+    pub mark: bool,
 }
 
 impl EventItem {
     /// A mark between events: the stream stands at `id`.
     pub(crate) fn position(id: EventId) -> Self {
-        Self { id: EventId { n: u32::MAX, ..id }, event: Bytes::new() }
-    }
-
-    /// Whether this is a mark, not an event.
-    pub(crate) fn is_position(&self) -> bool {
-        self.id.n == u32::MAX
+        Self { id, event: Bytes::new(), mark: true }
     }
 }
 
@@ -123,11 +121,11 @@ pub enum EventsFrom {
     Now,
     /// Everything still kept.
     Start,
-    /// Everything after this event.
+    /// Everything after this event, or a fault that says that something of it is no longer kept.
     After(EventId),
 }
 
-/// A stream of an actor's committed events; ends with a fault.
+/// A stream of an actor's committed events, with marks that say where it stands; ends with a fault.
 pub type EventStream = std::pin::Pin<Box<dyn Stream<Item = Result<EventItem, Fault>> + Send>>;
 
 /// Something that takes calls: a node, a client, a test application.
@@ -234,14 +232,30 @@ impl ActorHandle {
                 Box::pin(futures_util::stream::once(async move { Err(fault) }))
             }
         };
-        Events { stream, event: PhantomData }
+        let position = match from {
+            EventsFrom::After(id) => Some(id),
+            EventsFrom::Now | EventsFrom::Start => None,
+        };
+        Events { stream, position, event: PhantomData }
     }
 }
 
-/// Typed events of an actor.
+/// Typed events of an actor. The stream goes on over failovers without a gap and without doubles; it ends
+/// with a fault, after which it can be resumed at [`position`](Self::position) unless that is
+/// [`Fault::EventsGone`].
 pub struct Events<E> {
     stream: EventStream,
+    position: Option<EventId>,
     event: PhantomData<fn() -> E>,
+}
+
+impl<E> Events<E> {
+    /// Where the stream stands, to resume it with [`EventsFrom::After`]: behind the last event it gave, or where
+    /// it began. `None` while that is not known.
+    #[must_use]
+    pub fn position(&self) -> Option<EventId> {
+        self.position
+    }
 }
 
 impl<E: Data> Stream for Events<E> {
@@ -249,18 +263,24 @@ impl<E: Data> Stream for Events<E> {
     fn poll_next(
         mut self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
-        self.stream.as_mut().poll_next(cx).map(|next| {
-            next.map(|item| {
-                let item = item?;
-                let event = postcard::from_bytes(&item.event).map_err(|error| Fault::Unreadable {
-                    what: "event".into(),
-                    at: item.id.to_string(),
-                    why: error.to_string(),
-                })?;
-                Ok((item.id, event))
-            })
-        })
+    ) -> Poll<Option<Self::Item>> {
+        loop {
+            let item = match std::task::ready!(self.stream.as_mut().poll_next(cx)) {
+                None => return Poll::Ready(None),
+                Some(Err(fault)) => return Poll::Ready(Some(Err(fault))),
+                Some(Ok(item)) => item,
+            };
+            self.position = Some(item.id);
+            if item.mark {
+                continue;
+            }
+            let event = postcard::from_bytes(&item.event).map_err(|error| Fault::Unreadable {
+                what: "event".into(),
+                at: item.id.to_string(),
+                why: error.to_string(),
+            });
+            return Poll::Ready(Some(event.map(|event| (item.id, event))));
+        }
     }
 }
 

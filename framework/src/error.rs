@@ -8,6 +8,7 @@ use std::fmt;
 use perennial_core::id::NameError;
 use serde::{Deserialize, Serialize};
 
+use crate::call::EventId;
 use crate::data::Data;
 
 /// Whether a failed call may have left a trace.
@@ -152,6 +153,34 @@ pub enum Fault {
     /// What `ctx.schedule` or `ctx.timer` was given is no time to be due.
     #[error("bad schedule: {0}")]
     BadSchedule(String),
+    /// A stream of events cannot go on without a gap.
+    #[error(
+        "the events of {actor} after {after} cannot be given: {why}; {}, and read the actor's state anew",
+        match oldest {
+            Some(oldest) => format!("the oldest one kept is {oldest}: follow from the start"),
+            None => "none is kept: follow from the start".to_owned(),
+        }
+    )]
+    EventsGone {
+        /// Whose events.
+        actor: String,
+        /// Where the stream was to go on.
+        after: EventId,
+        /// The oldest event behind it that is kept.
+        oldest: Option<EventId>,
+        /// Why.
+        why: String,
+    },
+    /// A follower of events did not take them in time and was cut off.
+    #[error(
+        "the follower of {actor} is cut off: {limit} waited for it; resume after the last event it has got"
+    )]
+    TooSlow {
+        /// Whose events.
+        actor: String,
+        /// The limit, such as `1024 events`.
+        limit: String,
+    },
 }
 
 impl Fault {
@@ -175,6 +204,8 @@ impl Fault {
             Self::Forgotten { .. } => "forgotten",
             Self::NoDeadLetter { .. } => "no_dead_letter",
             Self::BadSchedule(_) => "bad_schedule",
+            Self::EventsGone { .. } => "events_gone",
+            Self::TooSlow { .. } => "too_slow",
         }
     }
 
@@ -196,6 +227,7 @@ impl Fault {
                 | Self::TimedOut { .. }
                 | Self::OutcomeUnknown { .. }
                 | Self::Unavailable { .. }
+                | Self::TooSlow { .. }
         )
     }
 
@@ -207,12 +239,12 @@ impl Fault {
             Self::BadArguments { .. } | Self::BadName(_) | Self::BadSchedule(_) => 400,
             Self::NotARead { .. } => 405,
             Self::Cycle { .. } => 508,
-            Self::Overloaded { .. } => 429,
+            Self::Overloaded { .. } | Self::TooSlow { .. } => 429,
             Self::TimedOut { .. } => 504,
             Self::OutcomeUnknown { .. } | Self::Unavailable { .. } => 503,
             Self::TooLarge { .. } => 413,
             Self::Panicked { .. } | Self::Unreadable { .. } => 500,
-            Self::Forgotten { .. } => 410,
+            Self::Forgotten { .. } | Self::EventsGone { .. } => 410,
         }
     }
 }

@@ -92,6 +92,7 @@ pub mod schema;
 mod session;
 pub mod status;
 pub mod testing;
+pub mod topic;
 mod when;
 
 pub use actor::{Actor, Format};

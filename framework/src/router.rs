@@ -5,6 +5,8 @@
 //! Never runs a turn. A node's router hands calls to its own hosts; a client's has none and goes to the
 //! leaders over the network.
 
+pub(crate) mod events;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
@@ -14,15 +16,15 @@ use perennial_core::hash::{PartitionCount, partition_of};
 use perennial_core::id::{ActorId, MemberId, NodeId, PartitionId, RequestId, Term};
 use perennial_core::placement::ClusterState;
 use perennial_core::routing::{Decision, Routes};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
 use crate::actor::{Answer, BoxFuture};
-use crate::call::{Answered, Caller, EventItem, EventStream, EventsFrom, Outbound};
+use crate::call::{Answered, Caller, EventStream, EventsFrom, Outbound};
 use crate::error::Fault;
 use crate::host::stale::StaleReads;
 use crate::host::{Delivery, Ended, HostCall, HostHandle, HostMessage, Hosts};
 use crate::link::{FRAME_BYTES_MAX, ItemStream, LinkError};
-use crate::protocol::{CallRequest, Question, Response, Stream, decode, encode};
+use crate::protocol::{CallRequest, Question, Response, decode, encode};
 use crate::session::Session;
 
 /// Longest deadline of a call; a longer one is cut. Replies are kept for retries far longer.
@@ -36,8 +38,6 @@ const RETRY_MAX: Duration = Duration::from_millis(100);
 const SILENCE_MIN: Duration = Duration::from_millis(500);
 /// How long the leader of a partition may take to apply messages that are handed to it.
 const DELIVER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Events on their way to one follower.
-pub const FOLLOWER_EVENTS_MAX: usize = 1024;
 /// How long a member must be out of reach before it counts as lost. Calls to a partition that has lost
 /// the majority of its replicas are refused at once.
 const MINORITY_PATIENCE: Duration = Duration::from_secs(1);
@@ -73,6 +73,8 @@ pub(crate) struct Router {
     /// Since when members that were linked once are out of reach.
     down: RwLock<BTreeMap<NodeId, Instant>>,
     started: Instant,
+    /// Who follows events here.
+    fan_outs: events::FanOuts,
 }
 
 /// How one attempt of a call went.
@@ -128,6 +130,7 @@ impl Router {
             sessions: PartitionCount::DEFAULT.iter().map(|_| Session::new()).collect(),
             down: RwLock::default(),
             started: tokio::time::Instant::now().into_std(),
+            fan_outs: events::FanOuts::default(),
         })
     }
 
@@ -594,63 +597,6 @@ impl Router {
             }
         }
     }
-
-    /// Follows an actor's events wherever its leader is, from where the stream broke off.
-    async fn follow(
-        self: Arc<Self>,
-        actor: ActorId,
-        mut from: EventsFrom,
-        sink: mpsc::Sender<Result<EventItem, Fault>>,
-    ) {
-        let mut pause = RETRY_MIN;
-        while !sink.is_closed() {
-            let changed = self.changed.notified();
-            let mut source = match self.source(&actor, from).await {
-                Some(source) => source,
-                None => {
-                    let _ = tokio::time::timeout(pause, changed).await;
-                    pause = (pause * 2).min(RETRY_MAX);
-                    continue;
-                }
-            };
-            while let Some(item) = source.next(&sink).await {
-                match item {
-                    Ok(Source::Event(item)) => {
-                        pause = RETRY_MIN;
-                        from = EventsFrom::After(item.id);
-                        if sink.send(Ok(item)).await.is_err() {
-                            return;
-                        }
-                    }
-                    Ok(Source::Position(id)) => from = EventsFrom::After(id),
-                    Err(fault) => {
-                        let _ = sink.send(Err(fault)).await;
-                        return;
-                    }
-                }
-            }
-            let _ = tokio::time::timeout(pause, self.changed.notified()).await;
-            pause = (pause * 2).min(RETRY_MAX);
-        }
-    }
-
-    async fn source(&self, actor: &ActorId, from: EventsFrom) -> Option<EventSource> {
-        match self.decide(actor)? {
-            Decision::Local(partition) => {
-                let host = self.hosts.get(partition)?;
-                let (sink, events) = mpsc::channel(FOLLOWER_EVENTS_MAX);
-                host.tell(HostMessage::Subscribe { actor: actor.clone(), from, sink });
-                Some(EventSource::Local(events))
-            }
-            Decision::Forward(member) | Decision::Redirect(member) => {
-                let node = self.node_of(member)?;
-                let network = self.network.get()?.clone();
-                let payload = encode(&Stream::Events { actor: actor.clone(), from });
-                Some(EventSource::Remote(network.follow(&node, payload).await.ok()?))
-            }
-            Decision::NoLeader { .. } => None,
-        }
-    }
 }
 
 fn host_call(request: CallRequest) -> HostCall {
@@ -672,39 +618,6 @@ fn holds(routes: &Routes, me: Option<MemberId>, partition: PartitionId) -> bool 
     me.is_some_and(|me| routes.state().table.replicas_of(partition).contains(&me))
 }
 
-/// What comes out of a source of events.
-enum Source {
-    Event(EventItem),
-    /// Nothing was published; the stream stands here.
-    Position(crate::call::EventId),
-}
-
-enum EventSource {
-    Local(mpsc::Receiver<Result<EventItem, Fault>>),
-    Remote(ItemStream),
-}
-
-impl EventSource {
-    /// The next item; `None` when the source has ended or nobody listens any more.
-    async fn next(&mut self, sink: &mpsc::Sender<Result<EventItem, Fault>>) -> Option<Result<Source, Fault>> {
-        let item = tokio::select! {
-            () = sink.closed() => return None,
-            item = async {
-                match self {
-                    Self::Local(events) => events.recv().await,
-                    Self::Remote(items) => {
-                        let bytes = items.next().await.ok()?;
-                        decode::<Result<EventItem, Fault>>(&bytes).ok()
-                    }
-                }
-            } => item?,
-        };
-        Some(
-            item.map(|item| if item.is_position() { Source::Position(item.id) } else { Source::Event(item) }),
-        )
-    }
-}
-
 /// A router as callers hold it.
 #[derive(Clone)]
 pub(crate) struct RouterCaller(pub(crate) Arc<Router>);
@@ -716,11 +629,7 @@ impl Caller for RouterCaller {
     }
 
     fn subscribe(&self, actor: ActorId, from: EventsFrom) -> EventStream {
-        let (sink, events) = mpsc::channel(FOLLOWER_EVENTS_MAX);
-        tokio::spawn(self.0.clone().follow(actor, from, sink));
-        Box::pin(futures_util::stream::unfold(events, |mut events| async move {
-            events.recv().await.map(|item| (item, events))
-        }))
+        self.0.subscribe(actor, from)
     }
 }
 

@@ -285,6 +285,8 @@ pub(crate) enum BenchOp {
     Failover,
     /// Reminders: each actor sets some, which are due within --seconds
     Timer,
+    /// Events of one topic, to --subscribers followers
+    Events,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -316,6 +318,9 @@ pub(crate) struct BenchArgs {
     /// Reminders of --op timer, over all actors
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub(crate) timers: u32,
+    /// Followers of --op events, measured one number after the other
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1,100,10000", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) subscribers: Vec<u32>,
     /// Measure what idle nodes cost instead
     #[arg(long, conflicts_with_all = ["resident", "hot"])]
     pub(crate) idle: bool,
@@ -467,6 +472,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "$ bench --hot --cluster .perennial/dev/cluster.toml",
             "$ bench --op failover --kills 10",
             "$ bench --op timer --timers 1000000 --seconds 30",
+            "$ bench --op events --subscribers 1,100,10000",
             "$ bench --idle --seconds 30",
             "$ bench --resident 100000",
         ],

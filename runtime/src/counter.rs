@@ -10,6 +10,7 @@ use perennial::actor::{Answer, Args, BoxFuture, Format};
 use perennial::call::{ActorId, Answered, Caller, Outbound};
 use perennial::error::Applied;
 use perennial::prelude::*;
+use perennial::topic::{Topic, TopicEvent};
 
 use crate::workload::{LoadContext, LoadReport, RunningLoad, Workload};
 
@@ -48,9 +49,23 @@ impl Counter {
     }
 }
 
-/// Adds the counter to an application.
+/// What `bench --op events` publishes.
+#[data]
+pub(crate) struct Tick {
+    /// When, in microseconds of the publisher's own count.
+    pub(crate) at: u64,
+}
+
+impl TopicEvent for Tick {
+    const TOPIC: &'static str = "perennial.Ticks";
+}
+
+/// The topic to measure with.
+pub(crate) type Ticks = Topic<Tick>;
+
+/// Adds the counter, and the topic, to an application.
 pub(crate) fn register(app: App) -> App {
-    app.actor::<Counter>().actor::<crate::clocks::Clock>()
+    app.actor::<Counter>().actor::<crate::clocks::Clock>().actor::<Ticks>()
 }
 
 /// An untyped call of a counter, ready to be made many times.

@@ -35,10 +35,16 @@ pub struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/messages.md")]
 pub struct MessagesPage;
+
 /// The examples of the page on changing states.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/evolution.md")]
 pub struct Evolution;
+
+/// The examples of the page on events, likewise.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/events.md")]
+pub struct EventsPage;
 
 /// Turns and messages are many small allocations on several threads; measured on three nodes and a
 /// client on two cores, glibc's allocator took a tenth of the CPU.

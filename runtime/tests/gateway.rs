@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{SinkExt, StreamExt, stream};
 use perennial::actor::{Actor, Answer, Args, BoxFuture, Method, Param, Run};
 use perennial::call::{
     ActorHandle, ActorId, Answered, Caller, EventId, EventItem, EventStream, EventsFrom, Outbound,
@@ -32,6 +32,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 /// Longer than any grace a test needs.
 const GRACE: Duration = Duration::from_secs(3600);
@@ -220,7 +222,7 @@ impl Caller for Fake {
         let kept = (1..=3_u32).map(|n| {
             let event = Added { sku: format!("tea\n{n}"), qty: n };
             let event = Bytes::from(postcard::to_stdvec(&event).unwrap());
-            Ok(EventItem { id: EventId { index: 10 + u64::from(n), n: 0 }, event })
+            Ok(EventItem { id: EventId { index: 10 + u64::from(n), n: 0 }, event, mark: false })
         });
         let kept: Vec<_> =
             kept.filter(|item: &Result<EventItem, Fault>| item.as_ref().unwrap().id > after).collect();
@@ -231,9 +233,22 @@ impl Caller for Fake {
                 let fault = Fault::Unavailable { what: "partition 3".into(), why: "no leader".into() };
                 Box::pin(kept.chain(stream::iter([Err(fault)])))
             }
+            "gone" => {
+                let (after, oldest) = (EventId { index: 12, n: 0 }, Some(EventId { index: 17, n: 0 }));
+                let (actor, why) = ("Cart/gone".to_owned(), "it is too late".to_owned());
+                Box::pin(stream::iter([Err(Fault::EventsGone { actor, after, oldest, why })]))
+            }
+            "marked" => {
+                let id = EventId { index: 16, n: u32::MAX };
+                let mark = EventItem { id, event: Bytes::new(), mark: true };
+                Box::pin(stream::iter([Ok(mark)]).chain(stream::pending()))
+            }
             "garbled" => {
                 let event = Bytes::from_static(&[0xff; 3]);
-                Box::pin(kept.chain(stream::iter([Ok(EventItem { id, event })])).chain(stream::pending()))
+                Box::pin(
+                    kept.chain(stream::iter([Ok(EventItem { id, event, mark: false })]))
+                        .chain(stream::pending()),
+                )
             }
             _ => Box::pin(kept.chain(stream::pending())),
         }
@@ -1238,4 +1253,132 @@ async fn a_name_that_was_pointed_to_loopback_is_not_this_gateways() {
     let url = format!("{}/v1/Cart/eu%2Fa/find", s.base);
     let named = s.http.get(url).header("host", "shop.example").header("authorization", key);
     assert_eq!(named.send().await.unwrap().status(), StatusCode::OK, "a page has no credentials");
+}
+
+// ---- WebSockets ----
+
+type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<TcpStream>>;
+
+impl Setting {
+    /// Opens a socket, or gives the status of the refusal.
+    async fn socket(&self, path: &str, headers: &[(&'static str, &str)]) -> Result<Socket, u16> {
+        let url = format!("ws://{}{path}", self.gateway.address().unwrap());
+        let mut request = url.into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
+        }
+        match tokio_tungstenite::connect_async(request).await {
+            Ok((socket, _)) => Ok(socket),
+            Err(tungstenite::Error::Http(response)) => Err(response.status().as_u16()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// The next text of a socket, as JSON.
+async fn told(socket: &mut Socket) -> Value {
+    loop {
+        match socket.next().await.unwrap().unwrap() {
+            Message::Text(text) => return serde_json::from_str(&text).unwrap(),
+            Message::Ping(_) | Message::Pong(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// How a socket is closed.
+async fn closed(mut socket: Socket) -> (u16, String) {
+    loop {
+        match socket.next().await.unwrap().unwrap() {
+            Message::Close(Some(frame)) => return (frame.code.into(), frame.reason.to_string()),
+            Message::Close(None) => panic!("a closing says why"),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_socket_gives_events_with_ids_and_resumes_after_one() {
+    let s = start().await;
+    let mut socket = s.socket("/v1/Cart/a/events?after=12-0", &[]).await.unwrap();
+    assert_eq!(told(&mut socket).await, json!({"id": "13-0", "event": {"sku": "tea\n3", "qty": 3}}));
+    let after = EventsFrom::After(EventId { index: 12, n: 0 });
+    assert_eq!(s.fake.subscriptions.lock().unwrap()[0].1, after);
+    assert_eq!(s.metric("perennial_gateway_streams_open").await, 1);
+    socket.send(Message::text("hello")).await.unwrap();
+    assert_eq!(closed(socket).await.0, 1003);
+    while s.metric("perennial_gateway_streams_open").await == 1 {}
+    for (key, code, status) in [("ended", "unavailable", 4503), ("garbled", "unreadable", 4500)] {
+        let mut socket = s.socket(&format!("/v1/Cart/{key}/events?from=start"), &[]).await.unwrap();
+        for _ in 0..3 {
+            told(&mut socket).await;
+        }
+        assert_eq!(told(&mut socket).await["fault"]["code"], code);
+        let (closed, reason) = closed(socket).await;
+        assert!(closed == status && reason.starts_with(code), "{closed} {reason}");
+    }
+}
+
+#[tokio::test]
+async fn events_that_are_gone_are_said_to_be() {
+    let s = start().await;
+    let body = refused(s.get("/v1/Cart/gone/events?after=12-0").await, 410, "events_gone").await;
+    assert!(body["message"].as_str().unwrap().contains("oldest one kept is 17-0"), "{body}");
+    let mut socket = s.socket("/v1/Cart/gone/events?after=12-0", &[]).await.unwrap();
+    assert_eq!(told(&mut socket).await["fault"]["code"], "events_gone");
+    assert_eq!(closed(socket).await.0, 4410);
+}
+
+#[tokio::test]
+async fn a_mark_moves_the_position_of_a_stream_and_is_no_event() {
+    let s = start().await;
+    let text = events(s.get("/v1/Cart/marked/events").await, "id: 16-4294967295\n\n").await;
+    assert!(!text.contains("data:"), "{text}");
+    let mut socket = s.socket("/v1/Cart/marked/events", &[]).await.unwrap();
+    assert_eq!(told(&mut socket).await, json!({"id": "16-4294967295"}));
+}
+
+#[tokio::test]
+async fn a_socket_is_limited_pinged_and_closed_with_the_gateway() {
+    let config = GatewayConfig {
+        streams_open_max: 1,
+        stream_keep_alive: Duration::from_millis(10),
+        ..GatewayConfig::default()
+    };
+    let s = start_with(config).await;
+    let mut socket = s.socket("/v1/Cart/a/events", &[]).await.unwrap();
+    assert_eq!(s.socket("/v1/Cart/a/events", &[]).await.err(), Some(429));
+    while !matches!(socket.next().await.unwrap().unwrap(), Message::Ping(_)) {}
+    let stop = tokio::spawn(s.gateway.stop(Duration::from_secs(60)));
+    assert_eq!(closed(socket).await.0, 1001);
+    stop.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_socket_that_answers_no_ping_is_given_up() {
+    let config = GatewayConfig { stream_keep_alive: Duration::from_millis(10), ..GatewayConfig::default() };
+    let s = start_with(config).await;
+    let socket = s.socket("/v1/Cart/a/events", &[]).await.unwrap();
+    // It is not read, so nothing answers.
+    while s.metric("perennial_gateway_streams_open").await == 1 {}
+    drop(socket);
+}
+
+#[tokio::test]
+async fn foreign_pages_and_strangers_get_no_socket() {
+    let (s, key) = start_guarded().await;
+    let key = key.strip_prefix("Bearer ").unwrap();
+    let path = "/v1/Cart/eu%2Fa/events?from=start";
+    let protocols = format!("perennial.events.v1, bearer.{key}");
+    assert_eq!(s.socket(path, &[]).await.err(), Some(401));
+    let wrong = ("sec-websocket-protocol", "perennial.events.v1, bearer.perennial_reader_0");
+    assert_eq!(s.socket(path, &[wrong]).await.err(), Some(401));
+    let right = ("sec-websocket-protocol", protocols.as_str());
+    assert_eq!(s.socket("/v1/Cart/us%2Fa/events", &[right]).await.err(), Some(403));
+    assert_eq!(s.socket(path, &[right, ("origin", "https://evil.example")]).await.err(), Some(403));
+    assert!(s.fake.subscriptions.lock().unwrap().is_empty());
+    for headers in [vec![right], vec![right, ("origin", "http://localhost:8081")]] {
+        let mut socket = s.socket(path, &headers).await.unwrap();
+        assert_eq!(told(&mut socket).await["id"], "11-0");
+    }
 }

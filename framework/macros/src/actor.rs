@@ -6,8 +6,8 @@ use syn::parse::Parser;
 use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
 use syn::{
-    Attribute, FnArg, GenericArgument, Ident, ImplItem, ImplItemFn, ItemImpl, Lifetime, LitStr, Pat, Path,
-    PathArguments, ReceiverKind, ReturnType, Safety, Type, TypeImplTrait, TypeReference, Visibility,
+    Attribute, FnArg, GenericArgument, Ident, ImplItem, ImplItemFn, ItemImpl, Lifetime, LitInt, LitStr, Pat,
+    Path, PathArguments, ReceiverKind, ReturnType, Safety, Type, TypeImplTrait, TypeReference, Visibility,
 };
 
 use crate::Errors;
@@ -19,6 +19,8 @@ const RESERVED: [&str; 5] = ["id", "events", "events_from", "with_timeout", "clo
 const PARAMS_MAX: usize = 16;
 /// Longest kind, as in `perennial_core::id`.
 const KIND_BYTES_MAX: usize = 64;
+/// Most events that are kept, as in `perennial::limits`.
+const EVENTS_KEPT_MAX: u32 = 100_000;
 
 /// One remote function.
 struct Handler {
@@ -49,6 +51,10 @@ enum Outcome {
 struct Options {
     kind: Option<LitStr>,
     event: Option<Type>,
+    /// Events that are kept.
+    keep_events: Option<u32>,
+    /// How long, in milliseconds.
+    keep_events_for: Option<u64>,
 }
 
 pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
@@ -125,15 +131,50 @@ impl Options {
                 options.kind = Some(check_kind(meta.value()?.parse()?)?);
             } else if meta.path.is_ident("event") {
                 options.event = Some(meta.value()?.parse()?);
+            } else if meta.path.is_ident("keep_events") {
+                options.keep_events = Some(check_kept(&meta.value()?.parse()?)?);
+            } else if meta.path.is_ident("keep_events_for") {
+                let text: LitStr = meta.value()?.parse()?;
+                options.keep_events_for = Some(millis(&text.value()).ok_or_else(|| {
+                    let what =
+                        "how long events are kept is a number with its unit, `s`, `m`, `h` or `d`: `\"24h\"`";
+                    syn::Error::new(text.span(), what)
+                })?);
             } else {
-                let text = "unknown option: `#[actor]` takes `kind = \"name\"` and `event = EventType`";
+                let text = "unknown option: `#[actor]` takes `kind = \"name\"`, `event = EventType`, \
+                            `keep_events = 1000` and `keep_events_for = \"24h\"`";
                 return Err(meta.error(text));
             }
             Ok(())
         });
-        parser.parse2(attr)?;
+        parser.parse2(attr.clone())?;
+        if options.event.is_none() && (options.keep_events.is_some() || options.keep_events_for.is_some()) {
+            let text = "what is kept of events needs `event = EventType`: the actor publishes none";
+            return Err(syn::Error::new_spanned(attr, text));
+        }
         Ok(options)
     }
+
+    /// The constant of `Actor`, if something is said of it.
+    fn retention(&self) -> Option<TokenStream> {
+        if self.keep_events.is_none() && self.keep_events_for.is_none() {
+            return None;
+        }
+        let count = self.keep_events.map(|count| quote!(count: #count,));
+        let millis = self.keep_events_for.map(|millis| quote!(millis: #millis,));
+        Some(quote! {
+            const RETENTION: ::perennial::actor::Retention =
+                ::perennial::actor::Retention { #count #millis ..::perennial::actor::Retention::DEFAULT };
+        })
+    }
+}
+
+fn check_kept(count: &LitInt) -> syn::Result<u32> {
+    let within = count.base10_parse::<u32>().ok().filter(|count| (1..=EVENTS_KEPT_MAX).contains(count));
+    within.ok_or_else(|| {
+        let text = format!("the events that are kept are 1 to {EVENTS_KEPT_MAX}");
+        syn::Error::new(count.span(), text)
+    })
 }
 
 fn check_kind(kind: LitStr) -> syn::Result<LitStr> {
@@ -301,7 +342,7 @@ fn stale(function: &ImplItemFn, write: bool) -> syn::Result<u64> {
     Ok(stale_ms)
 }
 
-/// `500ms`, `1s`, `5m`, `2h`; not 0.
+/// `500ms`, `1s`, `5m`, `2h`, `7d`; not 0.
 fn millis(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
@@ -310,6 +351,7 @@ fn millis(text: &str) -> Option<u64> {
         "s" => 1000,
         "m" => 60 * 1000,
         "h" => 60 * 60 * 1000,
+        "d" => 24 * 60 * 60 * 1000,
         _ => return None,
     };
     number.parse::<u64>().ok()?.checked_mul(of_unit).filter(|ms| *ms > 0)
@@ -506,6 +548,7 @@ fn actor_impl(path: &Path, options: &Options, handlers: &[Handler]) -> TokenStre
     let name = path.segments.last().map(|segment| plain(&segment.ident)).unwrap_or_default();
     let kind = options.kind.as_ref().map_or(name, LitStr::value);
     let event = options.event.as_ref().map_or_else(|| quote!(()), ToTokens::to_token_stream);
+    let retention = options.retention();
     let reference = reference_name(path);
     let descriptions = handlers.iter().map(Handler::description);
     let errors = handlers.iter().filter_map(|handler| handler.outcome.error());
@@ -529,6 +572,7 @@ fn actor_impl(path: &Path, options: &Options, handlers: &[Handler]) -> TokenStre
             impl ::perennial::Actor for #path {
                 const KIND: &'static ::core::primitive::str = PERENNIAL_KIND;
                 type Event = #event;
+                #retention
                 type Ref = #reference;
                 const METHODS: &'static [::perennial::actor::Method] = PERENNIAL_METHODS;
 

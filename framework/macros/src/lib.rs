@@ -40,7 +40,9 @@ pub fn data(attr: TokenStream, item: TokenStream) -> TokenStream {
 /// functions stay as they are and are not remote.
 ///
 /// Options: `#[actor(kind = "shop.cart", event = CartEvent)]`. The kind is the stable name of the type
-/// in ids, URLs and logs (default: the struct's name); the event is what `ctx.publish` takes.
+/// in ids, URLs and logs (default: the struct's name); the event is what `ctx.publish` takes. With
+/// `keep_events = 5000` that many of the newest events are kept for streams that resume (default: 1000), with
+/// `keep_events_for = "24h"` none that was published longer ago (default: `"7d"`).
 #[proc_macro_attribute]
 pub fn actor(attr: TokenStream, item: TokenStream) -> TokenStream {
     actor::expand(attr.into(), item.into()).into()

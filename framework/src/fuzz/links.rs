@@ -246,7 +246,7 @@ pub(super) fn response_seeds() -> Vec<Vec<u8>> {
         Response::Cancelled(true),
     ];
     let mut seeds: Vec<_> = responses.iter().map(|response| encode(response).to_vec()).collect();
-    let item = EventItem { id: EventId { index: 7, n: 0 }, event: Bytes::from_static(b"e") };
+    let item = EventItem { id: EventId { index: 7, n: 0 }, event: Bytes::from_static(b"e"), mark: false };
     seeds.push(encode(&Ok::<_, Fault>(item)).to_vec());
     seeds
 }

@@ -85,7 +85,7 @@ fn batch() -> Batch {
             Record::KeysForgotten(vec![(Millis(5), request)]),
             Record::SessionsForgotten(vec![SessionId(8)]),
             Record::Schema { fingerprint: 5, schema: Bytes::from_static(b"schema") },
-            Record::EventsTrimmed { actor: actor(), below: LogIndex(4) },
+            Record::EventsTrimmed { actor: actor(), index: LogIndex(4), n: 1 },
             died(Origin::Message { from: PartitionId(1), seq: 2 }),
             died(Origin::Reminder {
                 name: "tock".into(),
@@ -191,7 +191,8 @@ pub(super) fn rows(bytes: &[u8]) {
             let _ = crate::when::next(repeat, Millis(9), Millis(1_700_000_000_000));
         }
     }
-    let _ = keys::read_event(bytes);
+    let _ = (keys::read_event(bytes), keys::event_actor(bytes));
+    let _ = (keys::read_event_value(bytes), keys::read_position(bytes));
     if let Some((actor, collection, key)) = keys::read_item(bytes) {
         assert_eq!(keys::item(&actor, collection, key), bytes);
     }

@@ -51,9 +51,8 @@ pub(super) struct Activation {
     pub(super) reminders: Option<usize>,
     /// Its timers. They are no reason to stay in memory.
     pub(super) timers: BTreeMap<String, Timer>,
-    /// Events published since it was last looked whether there are too many; as many as are kept on
-    /// activation.
-    pub(super) events: u32,
+    /// Its events.
+    pub(super) events: events::Kept,
 }
 
 impl Activation {
@@ -200,8 +199,7 @@ impl Host {
             waiting: VecDeque::new(),
             reminders: None,
             timers: BTreeMap::new(),
-            // How many there are is not known: the first ones published are a reason to look.
-            events: events::EVENTS_KEPT_MIN,
+            events: events::Kept::default(),
         };
         self.activations.insert(actor.clone(), act);
         self.gauges.resident.store(self.activations.len() as u64, Ordering::Relaxed);

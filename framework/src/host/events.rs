@@ -1,24 +1,32 @@
-//! Followers of events.
+//! Followers of events, and how long events are kept.
 //!
 //! Events are rows, so a stream is always served from what is committed: after each commit that
 //! published something the new rows are read and handed on, in order. A follower that does not keep up
-//! is simply behind; it gets the rest when half of its line is free.
+//! is simply behind; it gets the rest when half of its line is free, and is told if by then the rest is
+//! no longer kept. Once it has everything, it gets a mark that says where the stream stands.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use perennial_core::id::{ActorId, LogIndex};
 use perennial_core::partition::record::Record;
 use perennial_core::partition::rows;
+use perennial_core::time::Millis;
 use tokio::sync::mpsc;
 
-use super::HostMessage;
 use super::owed::Owed;
 use super::turns::Host;
-use crate::call::{EventId, EventItem, EventsFrom};
+use super::{Ended, HostCounters, HostMessage, ReplyTo};
+use crate::actor::{Answer, Retention};
+use crate::call::{Answered, EventId, EventItem, EventsFrom};
 use crate::error::Fault;
 
-/// Events of one actor that are kept at least; up to twice as many may be there.
-pub const EVENTS_KEPT_MIN: u32 = 1000;
-/// Most followers of one partition's actors.
+/// Most followers of one partition's actors. A node follows an actor once for all who do there.
 pub const FOLLOWERS_MAX: usize = 10_000;
+/// Most events of one actor that go at a time, and may be there beyond those that are kept.
+pub const EVENTS_SURPLUS_MAX: u32 = 256;
+/// Actors whose oldest event is looked at in one round of housekeeping.
+const EVENTS_SWEPT_MAX: usize = 1000;
 /// Events read at a time.
 const EVENTS_READ_MAX: usize = 256;
 
@@ -28,6 +36,8 @@ pub(super) struct Follower {
     sink: mpsc::Sender<Result<EventItem, Fault>>,
     /// It had no room for everything; a task waits until it has some.
     waits: bool,
+    /// It has had everything once and was told so.
+    marked: bool,
 }
 
 impl Follower {
@@ -39,6 +49,24 @@ impl Follower {
     fn has_room(&self) -> bool {
         self.sink.capacity() >= self.room() || self.sink.is_closed()
     }
+}
+
+/// Events of an actor as they were read, for all who stand at the same place.
+struct Page {
+    actor: ActorId,
+    after: Option<EventId>,
+    items: Vec<EventItem>,
+    /// Events up to this one are no longer kept.
+    gone: Option<EventId>,
+}
+
+/// How many events of an actor there are, as far as that is known.
+#[derive(Default)]
+pub(super) struct Kept {
+    /// Not known until the first ones are published in this activation.
+    count: Option<u32>,
+    /// Up to which they are to go.
+    trimmed: Option<EventId>,
 }
 
 impl Host {
@@ -61,60 +89,140 @@ impl Host {
         let last = match from {
             EventsFrom::Start => None,
             EventsFrom::After(id) => Some(id),
-            EventsFrom::Now => Some(EventId { index: self.applied_index.0, n: u32::MAX }),
+            EventsFrom::Now => Some(self.position()),
         };
-        if from == EventsFrom::Now
-            && let Some(id) = last
-        {
-            // Tells where the stream stands, so that it resumes here even if nothing comes for long.
-            let _ = sink.try_send(Ok(EventItem::position(id)));
+        if let Some(id) = last.filter(|id| id.index > self.applied_index.0) {
+            return self.refuse_ahead(actor, id, sink);
         }
-        let mut follower = Follower { actor, last, sink, waits: false };
-        self.hand_events(&mut follower);
-        self.followers.push(follower);
+        let mut follower = Follower { actor, last, sink, waits: false, marked: false };
+        if self.hand_events(&mut follower, &mut None) {
+            self.followers.push(follower);
+        }
+    }
+
+    /// Refuses a follower who is ahead of the log, once it is confirmed that this is the newest: another node
+    /// may lead by now. If it does, the follower looks for it.
+    fn refuse_ahead(&mut self, actor: ActorId, after: EventId, sink: mpsc::Sender<Result<EventItem, Fault>>) {
+        let why = "the log of its partition has not come so far; the id is not of this cluster";
+        let answered = Answered::fault(gone(&actor, after, None, why));
+        let refuse = Box::new(move |ended| {
+            if let Ended::Answered(Answered {
+                answer: Answer::Fault(fault @ Fault::EventsGone { .. }), ..
+            }) = ended
+            {
+                let _ = sink.try_send(Err(fault));
+            }
+        });
+        let calls = Arc::new(AtomicU64::new(1));
+        self.answer_as_read(ReplyTo { target: actor, answer: Some(refuse), calls }, answered);
+    }
+
+    /// Behind everything that is applied.
+    fn position(&self) -> EventId {
+        EventId { index: self.applied_index.0, n: u32::MAX }
     }
 
     /// Hands new events of these actors to their followers, and what is left to those who have waited
     /// and have room now.
     pub(super) fn hand_events_of(&mut self, actors: &[ActorId]) {
         let mut followers = std::mem::take(&mut self.followers);
+        let mut page = None;
         followers.retain_mut(|follower| {
+            if follower.sink.is_closed() {
+                return false;
+            }
             if follower.waits && follower.has_room() {
                 follower.waits = false;
-                self.hand_events(follower);
-            } else if !follower.waits && actors.contains(&follower.actor) {
-                self.hand_events(follower);
+            } else if follower.waits || !actors.contains(&follower.actor) {
+                return true;
             }
-            !follower.sink.is_closed()
+            self.hand_events(follower, &mut page)
         });
         self.followers = followers;
     }
 
-    fn hand_events(&mut self, follower: &mut Follower) {
+    /// Hands on what a follower has not had, as far as it has room; whether it goes on.
+    fn hand_events(&mut self, follower: &mut Follower, page: &mut Option<Page>) -> bool {
         loop {
-            let after = follower.last.map(|id| (id.index, id.n));
-            let (from, to) = rows::events_after(&follower.actor, after, self.applied_index);
-            let found = match self.shared.rows.scan(self.group, &from, Some(&to), EVENTS_READ_MAX) {
-                Ok(found) => found,
-                Err(error) => {
-                    let fault = self.storage_fault("events", &follower.actor, &error);
+            let Page { items, gone: lost, .. } = match self.read_events(follower, page) {
+                Ok(page) => page,
+                Err(fault) => {
                     let _ = follower.sink.try_send(Err(fault));
-                    return;
+                    return false;
                 }
             };
-            let count = found.len();
-            for (key, event) in found {
-                let Some((index, n)) = rows::read_event(&key) else { continue };
-                let id = EventId { index, n };
-                if follower.sink.try_send(Ok(EventItem { id, event: event.into() })).is_err() {
-                    return self.wait_for_room(follower);
+            if let Some(last) = follower.last
+                && lost.is_some_and(|lost| last < lost)
+            {
+                let oldest = items.first().map(|item| item.id);
+                let why = "what it published next is no longer kept";
+                if follower.sink.try_send(Err(gone(&follower.actor, last, oldest, why))).is_err() {
+                    self.wait_for_room(follower);
+                    return true;
                 }
-                follower.last = Some(id);
+                return false;
             }
-            if count < EVENTS_READ_MAX {
-                return;
+            let full = items.len() < EVENTS_READ_MAX;
+            let mut handed = 0;
+            for item in items {
+                if follower.sink.try_send(Ok(item.clone())).is_err() {
+                    break;
+                }
+                handed += 1;
+                follower.last = Some(item.id);
+            }
+            let all = handed == items.len();
+            HostCounters::add(&self.shared.counters.events_handed, handed as u64);
+            if all && full && !follower.marked {
+                let mark = EventItem::position(self.position());
+                follower.marked = follower.sink.try_send(Ok(mark.clone())).is_ok();
+                follower.last = follower.marked.then_some(mark.id).or(follower.last);
+            }
+            if !all || (full && !follower.marked) {
+                self.wait_for_room(follower);
+                return true;
+            }
+            if full {
+                return true;
             }
         }
+    }
+
+    /// The events after the last one that a follower has had. Those who stand where the one before stood
+    /// get the same page.
+    fn read_events<'a>(&self, follower: &Follower, page: &'a mut Option<Page>) -> Result<&'a Page, Fault> {
+        let known = page.as_ref().is_some_and(|p| p.after == follower.last && p.actor == follower.actor);
+        if !known {
+            *page = None;
+        }
+        if page.is_none() {
+            let actor = &follower.actor;
+            let unreadable = |why: &dyn std::fmt::Display| self.storage_fault("events", actor, why);
+            let after = follower.last.map(|id| (id.index, id.n));
+            let (from, to) = rows::events_after(actor, after, self.applied_index);
+            let found = self.shared.rows.scan(self.group, &from, Some(&to), EVENTS_READ_MAX);
+            // Read behind the events: what it says of them was true before.
+            let gone = self.shared.rows.get(self.group, &rows::events_gone(actor));
+            let gone = gone.map_err(|error| unreadable(&error))?;
+            let gone = gone.and_then(|value| rows::read_position(&value));
+            let mut items = Vec::new();
+            for (key, value) in found.map_err(|error| unreadable(&error))? {
+                let (Some((index, n)), Some((_, event))) =
+                    (rows::read_event(&key), rows::read_event_value(&value))
+                else {
+                    return Err(unreadable(&"a row holds no event"));
+                };
+                let event = event.to_vec().into();
+                items.push(EventItem { id: EventId { index, n }, event, mark: false });
+            }
+            *page = Some(Page {
+                actor: actor.clone(),
+                after: follower.last,
+                items,
+                gone: gone.map(|(index, n)| EventId { index, n }),
+            });
+        }
+        Ok(page.as_ref().expect("the page was read just now"))
     }
 
     /// Goes on once a follower has room for half of what its line holds, or is gone.
@@ -128,18 +236,86 @@ impl Host {
         });
     }
 
-    /// Proposes to forget old events of an actor that has published many.
-    pub(super) fn trim_events(&mut self, actor: &ActorId) {
-        let (from, to) = rows::events_after(actor, None, self.applied_index);
-        let many = 2 * EVENTS_KEPT_MIN as usize + EVENTS_READ_MAX;
-        let Ok(found) = self.shared.rows.scan(self.group, &from, Some(&to), many) else { return };
-        let Some(surplus) = found.len().checked_sub(EVENTS_KEPT_MIN as usize).filter(|&n| n > 0) else {
-            return;
+    /// Takes note of events that were published, and proposes to forget old ones if there are too many.
+    pub(super) fn events_published(&mut self, actor: &ActorId, published: u32) {
+        let Some(act) = self.activations.get(actor) else { return };
+        let kept = act.kind.retention();
+        let count = match act.events.count {
+            Some(count) => count.saturating_add(published),
+            None => {
+                let (from, to) = rows::events_after(actor, None, self.applied_index);
+                let there = self.shared.rows.range(self.group, &from, Some(&to));
+                let most = kept.count as usize + 2 * EVENTS_SURPLUS_MAX as usize;
+                (there.take(most).count() as u32).saturating_add(published)
+            }
         };
-        if let Some((index, _)) = rows::read_event(&found[surplus].0) {
-            let record = Record::EventsTrimmed { actor: actor.clone(), below: LogIndex(index) };
-            let seq = self.append(record, 0);
-            self.owed.push_back(Owed::nothing(seq));
+        if let Some(act) = self.activations.get_mut(actor) {
+            act.events.count = Some(count);
+        }
+        let surplus = count.saturating_sub(kept.count);
+        if surplus >= EVENTS_SURPLUS_MAX.min(kept.count.max(1)) {
+            self.trim_events(actor, kept, surplus);
         }
     }
+
+    /// Proposes to forget an actor's oldest events: so many, and those beyond their time.
+    fn trim_events(&mut self, actor: &ActorId, kept: Retention, surplus: u32) {
+        let now = self.now();
+        let before = self.activations.get(actor).and_then(|act| act.events.trimmed);
+        let (from, to) = rows::events_after(actor, before.map(|id| (id.index, id.n)), self.applied_index);
+        let mut upto = None;
+        let mut gone = 0;
+        for found in self.shared.rows.range(self.group, &from, Some(&to)) {
+            let Ok((key, value)) = found else { break };
+            let (Some((index, n)), Some((time, _))) =
+                (rows::read_event(&key), rows::read_event_value(&value))
+            else {
+                break;
+            };
+            if gone >= surplus.max(EVENTS_SURPLUS_MAX) || (gone >= surplus && !is_over(kept, time, now)) {
+                break;
+            }
+            gone += 1;
+            upto = Some(EventId { index, n });
+        }
+        let Some(EventId { index, n }) = upto else { return };
+        if let Some(act) = self.activations.get_mut(actor) {
+            act.events.trimmed = upto;
+            act.events.count = act.events.count.map(|count| count.saturating_sub(gone));
+        }
+        let record = Record::EventsTrimmed { actor: actor.clone(), index: LogIndex(index), n };
+        let seq = self.append(record, actor.as_str().len() + 32);
+        self.owed.push_back(Owed::nothing(seq));
+    }
+
+    /// Forgets events beyond their time, of some actors after those of the last round.
+    pub(super) fn sweep_events(&mut self) {
+        let now = self.now();
+        let mut last = self.events_swept.take();
+        for _ in 0..EVENTS_SWEPT_MAX {
+            let (from, to) = rows::events_behind(last.as_ref());
+            let Ok(mut found) = self.shared.rows.scan(self.group, &from, Some(&to), 1) else { return };
+            let Some((key, value)) = found.pop() else { return };
+            let (Some(actor), Some((time, _))) = (rows::event_actor(&key), rows::read_event_value(&value))
+            else {
+                return;
+            };
+            let kept = self.shared.kinds.get(actor.kind()).map(|kind| kind.retention());
+            if let Ok(kept) = kept
+                && is_over(kept, time, now)
+            {
+                self.trim_events(&actor, kept, 0);
+            }
+            last = Some(actor);
+        }
+        self.events_swept = last;
+    }
+}
+
+fn is_over(kept: Retention, time: Millis, now: Millis) -> bool {
+    time.plus(kept.millis) <= now
+}
+
+fn gone(actor: &ActorId, after: EventId, oldest: Option<EventId>, why: &str) -> Fault {
+    Fault::EventsGone { actor: actor.to_string(), after, oldest, why: why.to_owned() }
 }

@@ -212,6 +212,8 @@ pub(crate) struct HostCounters {
     pub(crate) timers: AtomicU64,
     /// Events published.
     pub(crate) events: AtomicU64,
+    /// Events handed to followers.
+    pub(crate) events_handed: AtomicU64,
     /// Batches proposed.
     pub(crate) batches: AtomicU64,
     /// Actors without a row that calls woke.

@@ -22,6 +22,7 @@ impl Host {
     /// Lets idle actors leave memory and forgets replies whose time is over.
     pub(super) fn sweep(&mut self) {
         self.let_idle_leave(self.shared.clock.instant(), Duration::from_millis(IDLE_MS_MAX));
+        self.sweep_events();
         let more = self.forget_old(self.now()) | self.forget_items();
         self.tell_after(if more { FORGET_PAUSE } else { SWEEP_PERIOD }, HostMessage::Sweep);
     }

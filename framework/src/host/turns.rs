@@ -159,6 +159,8 @@ pub(crate) struct Host {
     /// Waits for the reminder that is planned.
     pub(super) reminders_task: Option<AbortOnDropHandle<()>>,
     pub(super) followers: Vec<events::Follower>,
+    /// The actor whose oldest event was looked at last, while there are more.
+    pub(super) events_swept: Option<ActorId>,
     /// When idle actors were last made to leave before their time.
     pub(super) made_room: Option<Instant>,
     /// The record that last forgot kept replies.
@@ -207,6 +209,7 @@ impl Host {
             reminders_ahead: HashMap::default(),
             timers_started: 0,
             followers: Vec::new(),
+            events_swept: None,
             made_room: None,
             forgetting: None,
             schemas: HashSet::default(),
@@ -738,17 +741,11 @@ impl Host {
         owed.items = (!effects.items.is_empty()).then(|| actor.clone());
         HostCounters::add(&self.shared.counters.events, u64::from(published));
         let next = RecordSeq(self.spec.next_record().0 + 1);
-        let mut trim = false;
         if let Some(act) = self.activations.get_mut(&actor) {
             if let Some(state) = &state {
                 act.bytes = state.clone();
             }
             act.settled_at = next;
-            act.events += published;
-            if published > 0 && act.events >= events::EVENTS_KEPT_MIN {
-                act.events = 0;
-                trim = true;
-            }
         }
         let turn = Turn {
             actor: actor.clone(),
@@ -762,8 +759,8 @@ impl Host {
         let from = owed.message.map(|(from, _)| from);
         owed.seq = self.append(Record::Turn(Box::new(turn)), size);
         self.owed.push_back(owed);
-        if trim {
-            self.trim_events(&actor);
+        if published > 0 {
+            self.events_published(&actor, published);
         }
         self.change_timers(&actor, effects.timers);
         if let Some((name, id)) = timer {

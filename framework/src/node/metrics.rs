@@ -47,6 +47,7 @@ impl Collector for NodeCollector {
             ),
             ("perennial_timers", "Timers fired", of(&hosts.timers)),
             ("perennial_events", "Events published", of(&hosts.events)),
+            ("perennial_events_handed", "Events handed to followers", of(&hosts.events_handed)),
             (
                 "perennial_dead_letters_lost",
                 "Dead letters gone because there were too many",

@@ -23,7 +23,8 @@ use crate::link::{
 };
 use crate::protocol::{CallRequest, Question, Response, RoutesAnswer, Stream, decode, encode};
 use crate::replica::{BulkRefused, Outbound};
-use crate::router::{FOLLOWER_EVENTS_MAX, Router};
+use crate::router::Router;
+use crate::router::events::FOLLOWER_EVENTS_MAX;
 
 /// Pause between attempts to tell the cluster something.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);

@@ -26,6 +26,7 @@ mod server;
 mod sse;
 mod stall;
 pub mod tls;
+mod ws;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -44,6 +45,7 @@ use errors::Problem;
 use metrics::Metrics;
 use quota::{Full, Quota, Share};
 use server::Entrance;
+pub use ws::EVENTS_PROTOCOL;
 
 /// Calls in flight at one gateway unless configured otherwise; above it 429.
 pub const CALLS_IN_FLIGHT_MAX: u32 = 1024;

@@ -20,11 +20,11 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use super::Gate;
 use super::errors::Problem;
 use super::routes::{
     AGE_MS, IDEMPOTENCY_KEY, LAST_EVENT_ID, MAX_STALE_MS, NODE, PARTITION, RETRIES, TIMEOUT_MS, single,
 };
+use super::{Gate, ws};
 
 /// How long a browser may remember that it may call.
 const PREFLIGHT_AGE_MAX: Duration = Duration::from_secs(600);
@@ -79,8 +79,8 @@ fn is_known(listed: &[String], asked: &str) -> bool {
         || listed().any(|known| known.host().is_some_and(|known| known.eq_ignore_ascii_case(&asked)))
 }
 
-/// Refuses writes that a foreign page makes its visitor's browser send. (Reads need no refusal: the
-/// browser does not hand the answer to the page.)
+/// Refuses writes, and WebSockets, that a foreign page makes its visitor's browser send. (Reads need no
+/// refusal: the browser does not hand the answer to the page.)
 pub(super) async fn guard(
     State(gate): State<Arc<Gate>>,
     request: Request,
@@ -88,7 +88,7 @@ pub(super) async fn guard(
 ) -> Result<Response, Problem> {
     let headers = request.headers();
     single(headers, &HOST, "Host")?;
-    if let Some(origin) = single(headers, &ORIGIN, "Origin")?.filter(|_| !request.method().is_safe()) {
+    if let Some(origin) = single(headers, &ORIGIN, "Origin")?.filter(|_| concerns(&request)) {
         let same = headers.get(SEC_FETCH_SITE).is_some_and(|site| site == "same-origin");
         if !same && !allowed(&gate.config.origins_allowed, origin, headers) {
             return Err(Problem::ForeignOrigin {
@@ -97,6 +97,12 @@ pub(super) async fn guard(
         }
     }
     Ok(next.run(request).await)
+}
+
+/// What a browser lets any page do. An answer to a read it hands only to those that may have it, but it does
+/// not ask who may have a WebSocket.
+fn concerns(request: &Request) -> bool {
+    !request.method().is_safe() || ws::is_asked_for(request.headers())
 }
 
 fn allowed(listed: &[String], origin: &HeaderValue, headers: &HeaderMap) -> bool {

@@ -24,6 +24,7 @@ use tower::ServiceExt;
 use super::auth::{ClientAddress, Principal};
 use super::quota::{Quota, Share};
 use super::stall::Stalling;
+use super::ws::ConnectionShare;
 use super::{Gate, Limit};
 
 /// Pause after the system could not accept, such as without free file descriptors.
@@ -82,17 +83,18 @@ fn refuse(stream: TcpStream, tls: bool) {
 }
 
 /// Speaks TLS first where the port has it.
-async fn greet(stream: TcpStream, from: SocketAddr, _share: Share, gate: Arc<Gate>, entrance: Arc<Entrance>) {
+async fn greet(stream: TcpStream, from: SocketAddr, share: Share, gate: Arc<Gate>, entrance: Arc<Entrance>) {
     let _ = stream.set_nodelay(true);
+    let share = ConnectionShare(Arc::new(share));
     let stream = Stalling::new(stream, gate.config.write_stall_timeout);
-    let Some(tls) = &entrance.tls else { return serve(stream, from, &gate, &entrance).await };
+    let Some(tls) = &entrance.tls else { return serve(stream, from, share, &gate, &entrance).await };
     let handshake = tokio::time::timeout(gate.config.handshake_timeout, tls.accept(stream));
     let shaken = tokio::select! {
         () = gate.stages.closing.cancelled() => return,
         shaken = handshake => shaken,
     };
     match shaken {
-        Ok(Ok(stream)) => serve(stream, from, &gate, &entrance).await,
+        Ok(Ok(stream)) => serve(stream, from, share, &gate, &entrance).await,
         Ok(Err(error)) => {
             gate.metrics.denied("handshake failed");
             tracing::debug!(node = %gate.backend.node(), %from, %error, "handshake failed");
@@ -101,14 +103,15 @@ async fn greet(stream: TcpStream, from: SocketAddr, _share: Share, gate: Arc<Gat
     }
 }
 
-async fn serve<S>(stream: S, from: SocketAddr, gate: &Arc<Gate>, entrance: &Entrance)
+async fn serve<S>(stream: S, from: SocketAddr, share: ConnectionShare, gate: &Arc<Gate>, entrance: &Entrance)
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let asked = AtomicBool::new(false);
     let service = service_fn(|mut request: Request<hyper::body::Incoming>| {
         asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(ClientAddress(from.ip()));
+        request.extensions_mut().insert(share.clone());
         entrance.router.clone().oneshot(request.map(Body::new))
     });
     let connection = http1::Builder::new()
@@ -116,7 +119,8 @@ where
         .header_read_timeout(gate.config.header_read_timeout)
         .max_header_size(gate.config.head_bytes_max)
         .max_buf_size(2 * gate.config.head_bytes_max)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

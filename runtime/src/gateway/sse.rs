@@ -1,4 +1,4 @@
-//! An actor's committed events as Server-Sent Events.
+//! An actor's committed events as Server-Sent Events, and what all their streams have in common.
 //!
 //! Owns the translation of positions (`id: INDEX-N`, `Last-Event-ID`, `?from=`) and of events to JSON;
 //! resuming over failovers is the backend's. A stream ends with an `event: fault` item, with the gateway
@@ -8,7 +8,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::rejection::PathRejection;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, Uri};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -25,9 +28,13 @@ use super::auth::{Caller, EVENTS_METHOD};
 use super::errors::Problem;
 use super::quota::Share;
 use super::routes::{LAST_EVENT_ID, path_values, query_pairs, single};
+use super::ws::{self, ConnectionShare};
 
 /// How long a browser waits before it comes back.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+
+/// How long an answer waits to learn whether the stream can go on where it is to.
+const BEGIN_WITHIN: Duration = Duration::from_secs(1);
 
 /// `GET /v1/{kind}/{key}/events`.
 pub(super) async fn events(
@@ -36,20 +43,41 @@ pub(super) async fn events(
     path: Result<Path<(String, String)>, PathRejection>,
     uri: Uri,
     headers: HeaderMap,
+    connection: Option<Extension<ConnectionShare>>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
     let (kind, key) = path_values(path)?;
     let actor = ActorId::new(&kind, &key).map_err(Fault::from)?;
     caller.may(&gate, actor.kind(), actor.key(), EVENTS_METHOD)?;
     let kind = Arc::clone(gate.backend.app().kinds().get(&kind)?);
     let from = start(&uri, &headers)?;
+    let upgrade = match (ws::is_asked_for(&headers), upgrade) {
+        (false, _) => None,
+        (true, Ok(upgrade)) => Some(upgrade),
+        (true, Err(why)) => {
+            return Err(Problem::BadHeader { name: "Upgrade", why: format!("cannot be met: {why}") });
+        }
+    };
     let share = gate.admit(&gate.streams, &caller.principal, 1)?;
-    let following = Following {
+    let mut following = Following {
         events: gate.backend.subscribe(actor, from),
+        first: None,
         kind,
         closing: gate.stages.closing.clone(),
         ends: caller.ends,
         _share: share,
     };
+    if let Some(upgrade) = upgrade {
+        return Ok(ws::open(&gate, upgrade, following, connection.map(|Extension(share)| share)));
+    }
+    if matches!(from, EventsFrom::After(_))
+        && let Ok(first) = tokio::time::timeout(BEGIN_WITHIN, following.events.next()).await
+    {
+        match first {
+            Some(Err(fault @ Fault::EventsGone { .. })) => return Err(fault.into()),
+            first => following.first = first,
+        }
+    }
     // Sent at once, so that client and proxies know the stream is open.
     let opening = Event::default().retry(RECONNECT_AFTER).comment("open");
     let body = stream::once(async { opening }).chain(stream::unfold(Some(following), next));
@@ -72,51 +100,79 @@ fn start(uri: &Uri, headers: &HeaderMap) -> Result<EventsFrom, Problem> {
         from = match (name.as_str(), value.as_str()) {
             ("from", "now") => EventsFrom::Now,
             ("from", "start") => EventsFrom::Start,
-            ("from", id) => EventsFrom::After(id.parse().map_err(|_| {
-                Problem::BadQuery(format!("has from={id:?}; give start, now or an id such as 17-0"))
+            ("from" | "after", id) => EventsFrom::After(id.parse().map_err(|_| {
+                let why = format!("has {name}={id:?}; give an id such as 17-0, or from=start or from=now");
+                Problem::BadQuery(why)
             })?),
-            _ => return Err(Problem::BadQuery(format!("has {name:?}; events take from only"))),
+            _ => return Err(Problem::BadQuery(format!("has {name:?}; events take from or after only"))),
         };
     }
     Ok(from)
 }
 
 /// A stream that is being followed for a client.
-struct Following {
+pub(super) struct Following {
     events: EventStream,
-    kind: Arc<dyn Kind>,
+    /// What came while it was opened.
+    first: Option<Result<EventItem, Fault>>,
+    pub(super) kind: Arc<dyn Kind>,
     closing: CancellationToken,
     ends: Option<Instant>,
     _share: Share,
 }
 
+impl Following {
+    /// The next item, until the stream, the gateway or the caller's credentials end. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<Result<EventItem, Fault>> {
+        let ended = async {
+            match self.ends {
+                Some(ends) => tokio::time::sleep_until(ends).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.closing.cancelled() => None,
+            () = ended => None,
+            item = async {
+                match self.first.take() {
+                    Some(first) => Some(first),
+                    None => self.events.next().await,
+                }
+            } => item,
+        }
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.is_cancelled()
+    }
+}
+
 async fn next(following: Option<Following>) -> Option<(Event, Option<Following>)> {
     let mut following = following?;
-    let ended = async {
-        match following.ends {
-            Some(ends) => tokio::time::sleep_until(ends).await,
-            None => std::future::pending().await,
-        }
-    };
-    let item = tokio::select! {
-        biased;
-        () = following.closing.cancelled() => return None,
-        () = ended => return None,
-        item = following.events.next() => item?,
-    };
+    let item = following.next().await?;
     match item.and_then(|item| render(&*following.kind, &item)) {
         Ok(event) => Some((event, Some(following))),
         Err(fault) => Some((Event::default().event("fault").data(Problem::Fault(fault).to_json()), None)),
     }
 }
 
+/// A mark has no data: a browser takes its id as the last one it has seen, and tells nobody.
 fn render(kind: &dyn Kind, item: &EventItem) -> Result<Event, Fault> {
+    let event = Event::default().id(item.id.to_string());
+    if item.mark {
+        return Ok(event);
+    }
+    Ok(event.data(json(kind, item)?))
+}
+
+/// An event as JSON.
+pub(super) fn json(kind: &dyn Kind, item: &EventItem) -> Result<String, Fault> {
     let unreadable = |why| Fault::Unreadable {
         what: "event".to_owned(),
         at: format!("{} at {}", kind.name(), item.id),
         why,
     };
     let json = kind.event_json(&item.event).map_err(unreadable)?;
-    let json = String::from_utf8(json).map_err(|error| unreadable(error.to_string()))?;
-    Ok(Event::default().id(item.id.to_string()).data(json))
+    String::from_utf8(json).map_err(|error| unreadable(error.to_string()))
 }

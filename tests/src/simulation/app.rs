@@ -185,6 +185,30 @@ impl Agent {
     }
 }
 
+/// Publishes numbers, of which few are kept.
+#[data]
+#[derive(Default)]
+pub struct Feed {
+    last: u64,
+}
+
+#[actor(event = u64, keep_events = 40, keep_events_for = "60s")]
+impl Feed {
+    /// Publishes the next so many numbers; returns the last.
+    pub fn publish(&mut self, ctx: &mut Ctx<Self>, count: u64) -> u64 {
+        for _ in 0..count {
+            self.last += 1;
+            ctx.publish(self.last);
+        }
+        self.last
+    }
+
+    /// The last number.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+}
+
 /// The application of a simulation.
 #[must_use]
 pub fn app() -> App {
@@ -194,4 +218,5 @@ pub fn app() -> App {
         .actor::<Alarm>()
         .actor::<Agent>()
         .actor::<Shelf>()
+        .actor::<Feed>()
 }

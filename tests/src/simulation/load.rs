@@ -17,6 +17,7 @@ use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
 use super::app::{Agent, Alarm, BEATS, Counter, Metronome, Payment, Purse};
+use super::follow::Stretch;
 use super::invariants::stale::{Acknowledged, StaleRead};
 use super::shelf::{self, Book};
 use crate::nemesis::history::{Action, Op, Outcome};
@@ -78,6 +79,8 @@ pub struct Heard {
     pub changes: Vec<Told>,
     /// Shelves that did not fit together when they were read.
     pub audits: Vec<String>,
+    /// Streams of events.
+    pub streams: Vec<Stretch>,
     /// Acknowledged calls.
     pub acknowledged: u64,
     /// Faults that a caller cannot do anything about, which none of the faults here should cause.
@@ -103,6 +106,17 @@ impl Shared {
     /// Looks at what was heard.
     pub fn heard<T>(&self, look: impl FnOnce(&mut Heard) -> T) -> T {
         look(&mut self.heard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes note of the answer to a call of which nothing else is looked at.
+    pub(super) fn answered<T>(&self, answer: &Result<T, Fault>) {
+        self.heard(|heard| match answer {
+            Ok(_) => heard.acknowledged += 1,
+            Err(fault) if !fault.retryable() && !matches!(fault, Fault::Forgotten { .. }) => {
+                heard.unexpected.push(fault.to_string());
+            }
+            Err(_) => {}
+        });
     }
 
     /// Time since this was asked for the first time.

@@ -7,6 +7,7 @@
 
 pub mod app;
 pub mod faults;
+pub mod follow;
 pub mod invariants;
 pub mod load;
 pub mod newer;
@@ -133,8 +134,14 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
             let driving = seeds
                 .into_iter()
                 .map(|seed| load::drive(client.clone(), format!("{me} {seed:x}"), seed, shared.clone()));
-            let driving = futures_util::future::join_all(driving);
-            futures_util::future::join(driving, shelf::drive(client.clone(), shelves, shared.clone())).await;
+            let following =
+                seeds.into_iter().map(|seed| follow::follow(client.clone(), seed ^ 1, shared.clone()));
+            tokio::join!(
+                futures_util::future::join_all(driving),
+                futures_util::future::join_all(following),
+                follow::publish(client.clone(), seeds[0] ^ 2, shared.clone()),
+                shelf::drive(client.clone(), shelves, shared.clone()),
+            );
         }));
     }
     drivers.push(world.clients.spawn({
@@ -271,8 +278,10 @@ fn finish(
     let deaths = lock(&world.watching).deaths.clone();
     let deaths = lock(&deaths);
     report.died = deaths.ever.len() as u64;
+    let published = lock(&world.watching).published.clone();
     let results = shared.heard(|heard| {
         [
+            invariants::streams_have_no_gap(&heard.streams, &lock(&published)),
             invariants::linearizable(&heard.ops),
             invariants::reads_are_no_older_than_they_say(&heard.stale, &heard.sums),
             invariants::every_payment_arrives_once(&heard.payments, &last, &deaths),

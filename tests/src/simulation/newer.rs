@@ -4,7 +4,7 @@
 
 use perennial::prelude::*;
 
-use super::app::{Agent, Alarm, Payment, Purse as OldPurse};
+use super::app::{Agent, Alarm, Feed, Payment, Purse as OldPurse};
 use super::shelf::Shelf;
 
 /// Adds one; another field, in another order.
@@ -88,11 +88,12 @@ pub fn app() -> App {
         .actor::<Alarm>()
         .actor::<Agent>()
         .actor::<Shelf>()
+        .actor::<Feed>()
 }
 
 /// The older build with a mistake: it reads what the newer one has written and drops what it does not know.
 pub mod careless {
-    use super::{Agent, Alarm, App, OldPurse, Shelf, actor, data};
+    use super::{Agent, Alarm, App, Feed, OldPurse, Shelf, actor, data};
 
     /// Adds one.
     #[data(removed(by_newer))]
@@ -124,5 +125,6 @@ pub mod careless {
             .actor::<Alarm>()
             .actor::<Agent>()
             .actor::<Shelf>()
+            .actor::<Feed>()
     }
 }

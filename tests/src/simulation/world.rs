@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::app::app;
+use super::invariants::streams::{Published, Publishing};
 use super::invariants::{self, Deaths, Invariant, Seen};
 use super::newer;
 use super::trace::Trace;
@@ -87,6 +88,8 @@ pub struct Watching {
     pub applied: u64,
     /// What became of messages that were not applied.
     pub deaths: Arc<Mutex<Deaths>>,
+    /// What was published.
+    pub published: Arc<Mutex<Published>>,
     invariants: Vec<Box<dyn Invariant>>,
     first: BTreeMap<GroupId, LogIndex>,
 }
@@ -292,13 +295,17 @@ impl World {
             });
         }
         let deaths = Arc::<Mutex<Deaths>>::default();
+        let published: Arc<Mutex<Published>> = Arc::default();
+        let mut invariants = invariants::all(&deaths);
+        invariants.push(Box::new(Publishing(published.clone())));
         let watching = Arc::new(Mutex::new(Watching {
             trace: Trace::new(loud),
             violations: Vec::new(),
             epochs: 0,
             applied: 0,
-            invariants: invariants::all(&deaths),
             deaths,
+            published,
+            invariants,
             first: BTreeMap::new(),
         }));
         let link = LinkConfig::default();

@@ -229,9 +229,11 @@ impl Partition {
             Record::Schema { fingerprint, schema } => {
                 out.push(|| RowOp::Put { key: rows::schema(*fingerprint), value: schema.to_vec() });
             }
-            Record::EventsTrimmed { actor, below } => {
-                let (from, _) = rows::events_after(actor, None, LogIndex(0));
-                out.push(|| RowOp::DeleteRange { from, to: rows::event(actor, *below, 0) });
+            Record::EventsTrimmed { actor, index, n } => {
+                let (from, to) = rows::events_upto(actor, *index, *n);
+                out.push(|| RowOp::DeleteRange { from, to });
+                let value = rows::position(*index, *n);
+                out.push(|| RowOp::Put { key: rows::events_gone(actor), value });
             }
             Record::Died(letter) => self.apply_death(letter, out),
             Record::DeadTaken(taken) => self.apply_taken(taken, out),
@@ -340,7 +342,8 @@ impl Partition {
             apply_reminder(&turn.actor, change, out);
         }
         for event in &turn.events {
-            out.push(|| RowOp::Put { key: rows::event(&turn.actor, index, *events), value: event.to_vec() });
+            let value = rows::event_value(self.time, event);
+            out.push(|| RowOp::Put { key: rows::event(&turn.actor, index, *events), value });
             *events += 1;
         }
         for change in &turn.items {

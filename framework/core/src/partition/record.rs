@@ -87,12 +87,14 @@ pub enum Record {
         /// Encoded schema, behind the build that wrote it.
         schema: Bytes,
     },
-    /// The actor's events below this log index are no longer kept.
+    /// The actor's events up to and including this one are no longer kept.
     EventsTrimmed {
         /// Whose events.
         actor: ActorId,
-        /// The first index that stays.
-        below: LogIndex,
+        /// Log index of the last one that goes. Never below that of an earlier record.
+        index: LogIndex,
+        /// Its number within the entry.
+        n: u32,
     },
     /// A message or reminder that cannot be applied is used up and becomes a dead letter.
     Died(Box<DeadLetter>),

@@ -15,6 +15,7 @@ const OUTBOX: u8 = b'O';
 const REMINDER_DUE: u8 = b'R';
 const REMINDER_NAME: u8 = b'N';
 const EVENT: u8 = b'E';
+const EVENTS_GONE: u8 = b'L';
 const SCHEMA: u8 = b'F';
 const DEAD: u8 = b'D';
 const ITEM: u8 = b'I';
@@ -185,12 +186,72 @@ pub fn events_after(actor: &ActorId, after: Option<(u64, u32)>, last: LogIndex) 
     (from, event(actor, LogIndex(last.0.saturating_add(1)), 0))
 }
 
+/// An actor's events up to and including `(index, n)`, as a range.
+#[must_use]
+pub fn events_upto(actor: &ActorId, index: LogIndex, n: u32) -> (Vec<u8>, Vec<u8>) {
+    let mut to = event(actor, index, n);
+    to.push(0);
+    (events_prefix(actor), to)
+}
+
 /// Reads index and number from a key of [`event`].
 #[must_use]
 pub fn read_event(key: &[u8]) -> Option<(u64, u32)> {
     let (rest, n) = key.split_last_chunk::<4>()?;
     let (_, index) = rest.split_last_chunk::<8>()?;
     Some((u64::from_be_bytes(*index), u32::from_be_bytes(*n)))
+}
+
+/// The events of all actors that stand behind those of `actor`, as a range.
+#[must_use]
+pub fn events_behind(actor: Option<&ActorId>) -> (Vec<u8>, Vec<u8>) {
+    let from = match actor {
+        None => vec![EVENT],
+        // No event has an index beyond all others.
+        Some(actor) => event(actor, LogIndex(u64::MAX), u32::MAX),
+    };
+    (from, vec![EVENT + 1])
+}
+
+/// The actor of an event's key.
+#[must_use]
+pub fn event_actor(key: &[u8]) -> Option<ActorId> {
+    let (&EVENT, rest) = key.split_first()? else { return None };
+    split_actor(rest).map(|(actor, _)| actor)
+}
+
+/// What the row of an event holds: its record time and its bytes.
+#[must_use]
+pub fn event_value(time: Millis, event: &[u8]) -> Vec<u8> {
+    [&time.0.to_be_bytes()[..], event].concat()
+}
+
+/// Reads what [`event_value`] made.
+#[must_use]
+pub fn read_event_value(value: &[u8]) -> Option<(Millis, &[u8])> {
+    let (time, event) = value.split_first_chunk::<8>()?;
+    Some((Millis(u64::from_be_bytes(*time)), event))
+}
+
+/// Up to which event an actor's are no longer kept.
+#[must_use]
+pub fn events_gone(actor: &ActorId) -> Vec<u8> {
+    let mut key = vec![EVENTS_GONE];
+    push_actor(&mut key, actor);
+    key
+}
+
+/// What the row of [`events_gone`] holds.
+#[must_use]
+pub fn position(index: LogIndex, n: u32) -> Vec<u8> {
+    [&index.0.to_be_bytes()[..], &n.to_be_bytes()].concat()
+}
+
+/// Reads what [`position`] made.
+#[must_use]
+pub fn read_position(value: &[u8]) -> Option<(u64, u32)> {
+    let (index, n) = value.split_first_chunk::<8>()?;
+    Some((u64::from_be_bytes(*index), u32::from_be_bytes(n.try_into().ok()?)))
 }
 
 fn events_prefix(actor: &ActorId) -> Vec<u8> {
@@ -353,6 +414,9 @@ mod tests {
             Some((actor.clone(), "tick".to_owned()))
         );
         assert_eq!(read_event(&event(&actor, LogIndex(17), 3)), Some((17, 3)));
+        assert_eq!(event_actor(&event(&actor, LogIndex(17), 3)), Some(actor));
+        assert_eq!(read_event_value(&event_value(Millis(5), b"e")), Some((Millis(5), &b"e"[..])));
+        assert_eq!(read_position(&position(LogIndex(17), 3)), Some((17, 3)));
     }
 
     #[test]
@@ -369,6 +433,9 @@ mod tests {
         assert_eq!(reminder_due(Millis(5), &actor, "tick"), [b"R", &long(5)[..], named, b"tick"].concat());
         assert_eq!(reminder_name(&actor, "tick"), [b"N", &named[..], b"tick"].concat());
         assert_eq!(event(&actor, LogIndex(4), 1), [b"E", &named[..], &long(4), &[0, 0, 0, 1]].concat());
+        assert_eq!(event_value(Millis(5), b"e"), [&long(5)[..], b"e"].concat());
+        assert_eq!(events_gone(&actor), [b"L", &named[..]].concat());
+        assert_eq!(position(LogIndex(4), 1), [&long(4)[..], &[0, 0, 0, 1]].concat());
         assert_eq!(schema(6), [b"F", &long(6)[..]].concat());
         let collection = CollectionId { term: Term(300), number: 0 };
         assert_eq!(item(&actor, collection, b"k"), [b"I", &named[..], &[2, 1, 44, 0], b"k"].concat());
@@ -388,11 +455,13 @@ mod tests {
             REMINDER_DUE,
             REMINDER_NAME,
             EVENT,
+            EVENTS_GONE,
             SCHEMA,
             ITEM,
             DROPPED,
         ];
         for tag in tags {
+            assert_eq!(within(events_behind(None), vec![tag, 0xff]), tag == EVENT);
             assert_eq!(within(states(), vec![tag, 0xff]), tag == STATE);
             assert_eq!(within(reminders(), vec![tag, 0xff]), tag == REMINDER_DUE);
             assert_eq!(within(all_dropped(), vec![tag, 0xff]), tag == DROPPED);
@@ -465,6 +534,8 @@ mod tests {
         assert_eq!((read_kept_until(&state), read_kept_until(&until[..until.len() - 1])), (None, None));
         assert_eq!((read_reminder_due(&state), read_reminder_due(&due[..12])), (None, None));
         assert_eq!(read_event(b"E"), None);
+        assert_eq!((event_actor(&due), event_actor(b"E\0\x09C/a")), (None, None));
+        assert_eq!((read_event_value(b"1234567"), read_position(b"12345678123")), (None, None));
     }
 
     #[test]
@@ -475,6 +546,20 @@ mod tests {
         let other = event(&long, LogIndex(1), 0);
         assert!(from <= own && own < to);
         assert!(!(from <= other && other < to));
+    }
+
+    #[test]
+    fn events_up_to_one_and_behind_an_actors_are_told_apart() {
+        let (short, long): (ActorId, ActorId) = ("Room/a".parse().unwrap(), "Room/ab".parse().unwrap());
+        let within = |(from, to): (Vec<u8>, Vec<u8>), key: Vec<u8>| from <= key && key < to;
+        for (index, n, inside) in [(0, 0, true), (4, 1, true), (4, 2, false), (5, 0, false)] {
+            assert_eq!(
+                within(events_upto(&short, LogIndex(4), 1), event(&short, LogIndex(index), n)),
+                inside
+            );
+        }
+        assert!(!within(events_behind(Some(&short)), event(&short, LogIndex(9), 3)));
+        assert!(within(events_behind(Some(&short)), event(&long, LogIndex(0), 0)));
     }
 
     #[test]

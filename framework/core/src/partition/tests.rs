@@ -16,6 +16,7 @@ use crate::time::Millis;
 
 const INDEX: LogIndex = LogIndex(40);
 const TERM: Term = Term(3);
+const TIME: Millis = Millis(100);
 
 fn partitions() -> PartitionCount {
     PartitionCount::try_from(8).unwrap()
@@ -60,7 +61,7 @@ fn stock() -> PartitionId {
 }
 
 fn batch(epoch: u64, first_seq: u64, records: Vec<Record>) -> Batch {
-    Batch { epoch: Term(epoch), first_seq: RecordSeq(first_seq), time: Millis(100), records }
+    Batch { epoch: Term(epoch), first_seq: RecordSeq(first_seq), time: TIME, records }
 }
 
 fn put(key: Vec<u8>, value: impl AsRef<[u8]>) -> RowOp {
@@ -112,9 +113,9 @@ fn a_turn_becomes_the_rows_of_its_outcome() {
         put(rows::state(&actor()), "state"),
         put(rows::outbox(stock(), 1), &item),
         put(rows::outbox(stock(), 2), &item),
-        put(rows::event(&actor(), INDEX, 0), "e0"),
-        put(rows::event(&actor(), INDEX, 1), "e1"),
-        put(rows::event(&actor(), INDEX, 2), "e2"),
+        put(rows::event(&actor(), INDEX, 0), rows::event_value(TIME, b"e0")),
+        put(rows::event(&actor(), INDEX, 1), rows::event_value(TIME, b"e1")),
+        put(rows::event(&actor(), INDEX, 2), rows::event_value(TIME, b"e2")),
     ];
     assert_eq!(replica.apply(records), expected);
     let partition = &replica.partition;
@@ -235,10 +236,12 @@ fn schemas_are_kept_and_old_events_are_not() {
     let mut replica = Replica::new();
     let schema = Record::Schema { fingerprint: 9, schema: Bytes::from_static(b"schema") };
     assert_eq!(replica.apply(vec![schema]), [put(rows::schema(9), "schema")]);
-    let trimmed = replica.apply(vec![Record::EventsTrimmed { actor: actor(), below: LogIndex(30) }]);
-    let [RowOp::DeleteRange { from, to }] = &trimmed[..] else { panic!("{trimmed:?}") };
+    let trimmed = replica.apply(vec![Record::EventsTrimmed { actor: actor(), index: LogIndex(29), n: 7 }]);
+    let [RowOp::DeleteRange { from, to }, told] = &trimmed[..] else { panic!("{trimmed:?}") };
     let gone = |index, n| (from..to).contains(&&rows::event(&actor(), LogIndex(index), n));
-    assert!(gone(0, 0) && gone(29, 7) && !gone(30, 0));
+    assert!(gone(0, 0) && gone(29, 7) && !gone(29, 8) && !gone(30, 0));
+    let value = rows::position(LogIndex(29), 7);
+    assert_eq!(*told, RowOp::Put { key: rows::events_gone(&actor()), value });
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! made closed-loop from this one process: each logical client has one call in flight.
 
 mod cost;
+mod events;
 mod load;
 mod sends;
 mod timers;
@@ -17,6 +18,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use self::cost::{NodeCost, Sampler};
+use self::events::Delivered;
 use self::load::{Call, Figures};
 use self::sends::{Pairs, Sends};
 use super::target::Target;
@@ -30,6 +32,8 @@ use crate::workload::{LoadContext, LoadReport, Workload};
 
 /// Pause between two kills, so that leaders are spread again.
 const KILL_PAUSE: Duration = Duration::from_secs(1);
+/// Calls in flight that publish for --op events.
+const EVENT_PUBLISHERS_MAX: u32 = 4;
 /// Rounds in which counters are touched until all of them are in memory.
 const TOUCH_ROUNDS_MAX: usize = 4;
 
@@ -51,6 +55,8 @@ struct Report {
     resident: Option<Resident>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timers: Option<timers::Figures>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    events: Vec<Delivered>,
     client_cpu_percent: f64,
     nodes: Vec<NodeCost>,
 }
@@ -152,6 +158,8 @@ async fn bench(launch: &Launch, args: &BenchArgs) -> Result<Report, CommandError
         failovers(args, &mut subject, &mut progress).await
     } else if args.op == BenchOp::Timer {
         timers::run(args, &subject, &mut progress).await
+    } else if args.op == BenchOp::Events {
+        events(args, &subject, &mut progress).await
     } else {
         calls(args, &subject, &mut progress).await
     }?;
@@ -173,6 +181,7 @@ fn report(mode: &'static str, args: &BenchArgs, cost: cost::Cost) -> Report {
         failover: None,
         resident: None,
         timers: None,
+        events: Vec::new(),
         client_cpu_percent: cost.own_cpu_percent,
         nodes: cost.nodes,
     }
@@ -183,7 +192,7 @@ async fn calls(args: &BenchArgs, subject: &Subject, progress: &mut Progress) -> 
     let (mut pairs, mode) = match args.op {
         BenchOp::Send => (Some(Pairs::of(&status_of(client).await?, keys)?), "send"),
         BenchOp::Get => (None, "get"),
-        BenchOp::Inc | BenchOp::Failover | BenchOp::Timer => (None, "inc"),
+        BenchOp::Inc | BenchOp::Failover | BenchOp::Timer | BenchOp::Events => (None, "inc"),
     };
     let calls = match &mut pairs {
         Some(pairs) => std::mem::take(&mut pairs.calls),
@@ -217,6 +226,23 @@ async fn calls(args: &BenchArgs, subject: &Subject, progress: &mut Progress) -> 
         None => None,
     };
     Ok(Report { calls: Some(figures), messages, ..report(mode, args, cost) })
+}
+
+async fn events(
+    args: &BenchArgs,
+    subject: &Subject,
+    progress: &mut Progress,
+) -> Result<Report, CommandError> {
+    let (warmup, time) = (Duration::from_secs(args.warmup.into()), Duration::from_secs(args.seconds.into()));
+    let publishers = args.clients.min(EVENT_PUBLISHERS_MAX);
+    let mut sampler = Sampler::new(&subject.file).await;
+    let mut all = Vec::new();
+    for &subscribers in &args.subscribers {
+        progress.state(&format!("{subscribers} followers: measuring for {} s", args.seconds));
+        all.push(events::measure(&subject.clients, subscribers, publishers, warmup, time).await);
+    }
+    let cost = sampler.since_start().await;
+    Ok(Report { events: all, clients: publishers, keys: 1, ..report("events", args, cost) })
 }
 
 async fn idle(args: &BenchArgs, subject: &Subject, progress: &mut Progress) -> Result<Report, CommandError> {
@@ -349,6 +375,18 @@ fn show(report: &Report) {
             "memory of the nodes before: {}; with all of them waiting: {}",
             shown(&timers.rss_before_bytes),
             shown(&timers.rss_waiting_bytes)
+        ));
+    }
+    for events in &report.events {
+        output::data(&format!(
+            "{} followers: {:.0} events/s delivered, {:.0}/s published; p50 {}, p99 {}, longest {}; {} resumed",
+            events.subscribers,
+            events.delivered_per_s,
+            events.published_per_s,
+            micros(events.p50_micros),
+            micros(events.p99_micros),
+            micros(events.max_micros),
+            events.resumed
         ));
     }
     if let Some(resident) = &report.resident {

@@ -21,9 +21,9 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use tokio::time::Instant;
 
-use super::Gate;
 use super::errors::Problem;
 use super::routes::single;
+use super::{Gate, ws};
 pub use file::PolicyError;
 use keys::KeyRing;
 pub use keys::{KeyNameError, NewKey};
@@ -164,8 +164,14 @@ impl fmt::Debug for Policy {
 impl Policy {
     /// Who sends these headers; `None` for somebody without credentials.
     fn authenticate(&self, headers: &HeaderMap) -> Result<Option<Caller>, Problem> {
-        let Some(header) = single(headers, &AUTHORIZATION, "Authorization")? else { return Ok(None) };
-        self.judge(header.as_bytes()).map(Some).map_err(Problem::BadCredentials)
+        let judged = match single(headers, &AUTHORIZATION, "Authorization")? {
+            Some(header) => self.judge(header.as_bytes()),
+            None => match ws::credential(headers) {
+                Some(credential) => self.judge_credential(credential),
+                None => return Ok(None),
+            },
+        };
+        judged.map(Some).map_err(Problem::BadCredentials)
     }
 
     fn judge(&self, header: &[u8]) -> Result<Caller, BadCredentials> {
@@ -175,6 +181,10 @@ impl Policy {
         if !scheme.eq_ignore_ascii_case("bearer") || credential.is_empty() {
             return Err(BadCredentials::Scheme);
         }
+        self.judge_credential(credential)
+    }
+
+    fn judge_credential(&self, credential: &str) -> Result<Caller, BadCredentials> {
         if credential.len() > CREDENTIAL_BYTES_MAX {
             return Err(BadCredentials::Long);
         }

@@ -17,6 +17,7 @@ pub mod nested;
 pub mod once;
 pub mod payments;
 pub mod stale;
+pub mod streams;
 pub mod watermark;
 
 use std::sync::{Arc, Mutex};
@@ -32,6 +33,7 @@ pub use items::collections_hold_what_was_acknowledged;
 pub use nested::nested_calls_run_once;
 pub use payments::every_payment_arrives_once;
 pub use stale::reads_are_no_older_than_they_say;
+pub use streams::streams_have_no_gap;
 
 /// An entry that a replica applies.
 pub struct Seen<'a> {
