@@ -13,6 +13,7 @@ pub use perennial_core::partition::record::{
 pub use crate::call::CALL_TIMEOUT_DEFAULT;
 pub use crate::collections::ITEM_BYTES_MAX;
 pub use crate::ctx::{REMINDER_NAME_BYTES_MAX, TIMER_EVERY_MIN};
+pub use crate::host::memory::{ACTIVATION_BYTES, ACTORS_BYTES_DEFAULT, ACTORS_BYTES_MIN};
 pub use crate::host::events::{EVENTS_KEPT_MIN, FOLLOWERS_MAX};
 pub use crate::host::newcomers::{ACTIVATIONS_MAX, NEW_ACTORS_BURST_MAX, NEW_ACTORS_PER_SECOND_MAX};
 pub use crate::host::reminders::{REMINDERS_OF_ONE_MAX, REMINDERS_TOLD_MAX};
@@ -23,5 +24,6 @@ pub use crate::host::turns::{
     UNATTENDED_TIMED_OUT_MAX, UNATTENDED_TURN_MAX,
 };
 pub use crate::host::{MAILBOX_CALLS_MAX, PARTITION_CALLS_MAX, STATE_BYTES_MAX};
+pub use crate::options::WORKERS_DEFAULT;
 pub use crate::router::{CALL_TIMEOUT_MAX, FOLLOWER_EVENTS_MAX};
 pub use crate::when::{CRON_BYTES_MAX, MISSED_AFTER_MS, MISSED_FIRINGS_MAX, REMINDER_EVERY_MS_MIN};
