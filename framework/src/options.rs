@@ -6,6 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::{MAILBOX_CALLS_MAX, PARTITION_CALLS_MAX, STATE_BYTES_MAX};
 
+/// The page for users, compiled as a test of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/memory.md")]
+pub struct Page;
+
 /// Calls of a stateless kind that a node runs at a time, unless the kind says otherwise.
 pub const WORKERS_DEFAULT: u32 = 1024;
 

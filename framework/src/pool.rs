@@ -12,6 +12,11 @@ use crate::call::{Call, Detailed, Failure};
 use crate::data::Data;
 use crate::options::Pool;
 
+/// The page for users, compiled as a test of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/stateless.md")]
+pub struct Page;
+
 /// Key of calls for which it does not matter which worker takes them.
 pub(crate) const ANY_KEY: &str = "any";
 

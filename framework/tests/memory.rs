@@ -186,11 +186,11 @@ async fn a_budget_keeps_memory_bounded_and_loses_nothing() {
 async fn those_used_longest_ago_leave_first_whatever_their_partition() {
     let app = app_within(52 * (ACTIVATION_BYTES + 100)).await;
     touch(&app, 0..40).await;
-    tokio::time::sleep(Duration::from_millis(5)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     touch(&app, 0..10).await;
-    tokio::time::sleep(Duration::from_millis(5)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     touch(&app, 100..135).await;
-    tokio::time::sleep(Duration::from_millis(5)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let before = app.activations();
     for key in 0..10 {
         assert_eq!(app.get::<Counter>(key.to_string()).sum().await, Ok(2));

@@ -15,7 +15,7 @@ use perennial_core::partition::record::Record;
 use perennial_core::partition::rows;
 
 use super::builds::Misread;
-use super::memory::{ACTIVATION_BYTES, BATCH, Memory, Reason};
+use super::memory::{ACTIVATION_BYTES, BATCH, Memory, Reason, TOGETHER_MS};
 use super::newcomers::{ACTIVATIONS_MAX, NEW_ACTORS_PER_SECOND_MAX};
 use super::owed::Owed;
 use super::timers::Timer;
@@ -173,7 +173,7 @@ impl Host {
         }
         if self.memory().is_full() {
             // The others are told by whoever has finished a message; here nobody is waited for.
-            self.let_leave(BATCH, Duration::ZERO, Reason::Memory);
+            self.let_leave(BATCH, Duration::ZERO, u64::MAX, Reason::Memory);
             if self.memory().is_full() && for_call {
                 let budget = self.memory().budget();
                 return Err(self.no_room("the memory for actors", budget));
@@ -288,7 +288,7 @@ impl Host {
         let idle = ROOM_IDLE.as_millis() as u64;
         if self.made_room.is_none_or(|made| now.saturating_sub(made) >= idle) {
             self.made_room = Some(now);
-            self.let_leave(usize::MAX, ROOM_IDLE, Reason::Number);
+            self.let_leave(usize::MAX, ROOM_IDLE, u64::MAX, Reason::Number);
         }
         self.activations.len() < ACTIVATIONS_MAX
     }
@@ -298,7 +298,7 @@ impl Host {
     pub(super) fn relieve(&mut self) {
         if self.memory().is_above()
             && self.memory().oldest_is_of(self.partition)
-            && self.let_leave(BATCH, Duration::ZERO, Reason::Memory) > 0
+            && self.let_oldest_leave() > 0
             && self.memory().is_above()
         {
             // By now somebody else may have the oldest one.
@@ -310,17 +310,31 @@ impl Host {
     /// else is told now, or hosts would tell each other for ever.
     pub(super) fn on_relieve(&mut self) -> usize {
         self.shown.take_asked();
-        if self.memory().is_above() { self.let_leave(BATCH, Duration::ZERO, Reason::Memory) } else { 0 }
+        if self.memory().is_above() { self.let_oldest_leave() } else { 0 }
+    }
+
+    /// Lets those leave that were used no later than the oldest of other hosts, or not much.
+    fn let_oldest_leave(&mut self) -> usize {
+        let used_before = self.memory().oldest_elsewhere(self.partition).saturating_add(TOGETHER_MS);
+        self.let_leave(BATCH, Duration::ZERO, used_before, Reason::Memory)
     }
 
     /// Lets up to `most` actors leave memory that have been idle for so long, those first that were used
-    /// longest ago; for want of memory, until there is enough. Gives how many did.
-    pub(super) fn let_leave(&mut self, most: usize, idle: Duration, reason: Reason) -> usize {
+    /// longest ago, and none that was used after `used_before`; for want of memory, until there is enough.
+    /// Gives how many did.
+    pub(super) fn let_leave(
+        &mut self,
+        most: usize,
+        idle: Duration,
+        used_before: u64,
+        reason: Reason,
+    ) -> usize {
         let now = self.millis();
         let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
         let (mut left, mut looks) = (0, most.saturating_mul(2));
         while left < most && looks > 0 && !(reason == Reason::Memory && self.memory().is_relieved()) {
-            if self.by_use.peek().is_none_or(|Reverse((at, _))| now.saturating_sub(*at) < idle) {
+            let old = |at: u64| now.saturating_sub(at) >= idle && at <= used_before;
+            if !self.by_use.peek().is_some_and(|Reverse((at, _))| old(*at)) {
                 break;
             }
             let Some(Reverse((at, actor))) = self.by_use.pop() else { break };

@@ -27,6 +27,9 @@ pub const ACTORS_BYTES_MIN: u64 = 1024 * 1024;
 pub const ACTIVATION_BYTES: u64 = ((size_of::<(ActorId, Activation)>() + 1) * 3 / 2
     + size_of::<(u64, ActorId)>() * 3 / 2
     + 4 * 16) as u64;
+/// A host lets actors leave together with its oldest that were used so much later than the oldest of another
+/// host, in milliseconds: it is asked less often, and the order is right to so much.
+pub(super) const TOGETHER_MS: u64 = 100;
 /// Actors that leave at a time.
 pub(super) const BATCH: usize = 256;
 
@@ -124,6 +127,13 @@ impl Memory {
         if hosts.get(&partition).is_some_and(|entry| Arc::ptr_eq(&entry.shown, shown)) {
             hosts.remove(&partition);
         }
+    }
+
+    /// When the actor was used that was used longest ago of those of all other hosts.
+    pub(super) fn oldest_elsewhere(&self, partition: PartitionId) -> u64 {
+        let hosts = lock(&self.hosts);
+        let others = hosts.iter().filter(|(of, _)| **of != partition);
+        others.map(|(_, entry)| entry.shown.oldest.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX)
     }
 
     /// Tells the host to let actors leave that has the one used longest ago; true if that is the asker's own.

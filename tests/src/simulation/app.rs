@@ -8,6 +8,7 @@ use std::time::Duration;
 use perennial::prelude::*;
 use perennial::{Missed, When};
 
+use super::porter::Porter;
 use super::shelf::Shelf;
 
 /// Adds one.
@@ -194,4 +195,5 @@ pub fn app() -> App {
         .actor::<Alarm>()
         .actor::<Agent>()
         .actor::<Shelf>()
+        .actor::<Porter>()
 }

@@ -5,6 +5,7 @@
 use perennial::prelude::*;
 
 use super::app::{Agent, Alarm, Payment, Purse as OldPurse};
+use super::porter::Porter;
 use super::shelf::Shelf;
 
 /// Adds one; another field, in another order.
@@ -88,11 +89,12 @@ pub fn app() -> App {
         .actor::<Alarm>()
         .actor::<Agent>()
         .actor::<Shelf>()
+        .actor::<Porter>()
 }
 
 /// The older build with a mistake: it reads what the newer one has written and drops what it does not know.
 pub mod careless {
-    use super::{Agent, Alarm, App, OldPurse, Shelf, actor, data};
+    use super::{Agent, Alarm, App, OldPurse, Porter, Shelf, actor, data};
 
     /// Adds one.
     #[data(removed(by_newer))]
@@ -124,5 +126,6 @@ pub mod careless {
             .actor::<Alarm>()
             .actor::<Agent>()
             .actor::<Shelf>()
+            .actor::<Porter>()
     }
 }

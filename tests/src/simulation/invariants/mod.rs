@@ -18,6 +18,7 @@ pub mod once;
 pub mod payments;
 pub mod stale;
 pub mod watermark;
+pub mod workers;
 
 use std::sync::{Arc, Mutex};
 
@@ -32,6 +33,7 @@ pub use items::collections_hold_what_was_acknowledged;
 pub use nested::nested_calls_run_once;
 pub use payments::every_payment_arrives_once;
 pub use stale::reads_are_no_older_than_they_say;
+pub use workers::worker_calls_run_at_most_once;
 
 /// An entry that a replica applies.
 pub struct Seen<'a> {
