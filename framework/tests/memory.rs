@@ -307,9 +307,7 @@ async fn a_kind_has_limits_of_its_own() {
     let fault = small.echo(3000).await.unwrap_err();
     assert!(matches!(&fault, Fault::TooLarge { limit: 2048, .. }), "{fault}");
     // One runs, two wait, the next is refused.
-    let held: Vec<_> = (0..3)
-        .map(|_| tokio::spawn(small.hold(1000).into_future()))
-        .collect();
+    let held: Vec<_> = (0..3).map(|_| tokio::spawn(small.hold(1000).into_future())).collect();
     tokio::time::sleep(Duration::from_millis(1)).await;
     let fault = small.hold(1).await.unwrap_err();
     assert_eq!(fault.to_string(), "the mailbox of Small/small is full (2); try again later");
@@ -324,7 +322,9 @@ async fn so_many_async_turns_of_a_kind_run_at_a_time() {
     let run: Vec<_> = (0..5)
         .map(|n| {
             let small = app.get::<Small>(format!("s{n}"));
-            tokio::spawn(async move { if n < 2 { small.hold(500).await } else { small.look(500).await.map(drop) } })
+            tokio::spawn(async move {
+                if n < 2 { small.hold(500).await } else { small.look(500).await.map(drop) }
+            })
         })
         .collect();
     let ended: Vec<_> = join_all(run).await.into_iter().map(Result::unwrap).collect();

@@ -247,7 +247,9 @@ async fn a_call_that_may_have_run_is_made_again_only_if_its_kind_is_idempotent()
     };
     // By key, so it is known who runs it.
     let node = first(nodes(1, || cluster.get::<Keyed>("once").work(0).detailed()).await);
-    let call = tokio::spawn(cluster.get::<Keyed>("once").work(20_000).timeout(Duration::from_secs(30)).into_future());
+    let call = tokio::spawn(
+        cluster.get::<Keyed>("once").work(20_000).timeout(Duration::from_secs(30)).into_future(),
+    );
     begun("Keyed/once", 2).await;
     cluster.kill(node);
     let fault = call.await.unwrap().unwrap_err();
@@ -256,7 +258,8 @@ async fn a_call_that_may_have_run_is_made_again_only_if_its_kind_is_idempotent()
     cluster.restart(node).await;
 
     let node = first(nodes(1, || cluster.get::<Again>("twice").work(0).detailed()).await);
-    let call = tokio::spawn(cluster.get::<Again>("twice").work(1000).timeout(Duration::from_secs(30)).into_future());
+    let call =
+        tokio::spawn(cluster.get::<Again>("twice").work(1000).timeout(Duration::from_secs(30)).into_future());
     begun("Again/twice", 2).await;
     cluster.kill(node);
     assert_eq!(call.await.unwrap(), Ok(()));

@@ -6,8 +6,8 @@ use syn::parse::Parser;
 use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
 use syn::{
-    Attribute, FnArg, GenericArgument, Ident, ImplItem, ImplItemFn, ItemImpl, Lifetime, LitInt, LitStr, Pat, Path,
-    PathArguments, ReceiverKind, ReturnType, Safety, Type, TypeImplTrait, TypeReference, Visibility,
+    Attribute, FnArg, GenericArgument, Ident, ImplItem, ImplItemFn, ItemImpl, Lifetime, LitInt, LitStr, Pat,
+    Path, PathArguments, ReceiverKind, ReturnType, Safety, Type, TypeImplTrait, TypeReference, Visibility,
 };
 
 use crate::Errors;
@@ -139,7 +139,8 @@ impl Options {
                 options.kind = Some(check_kind(meta.value()?.parse()?)?);
             } else if meta.path.is_ident("event") {
                 options.event = Some(meta.value()?.parse()?);
-            } else if let Some(field) = ["mailbox", "concurrency"].into_iter().find(|f| meta.path.is_ident(f)) {
+            } else if let Some(field) = ["mailbox", "concurrency"].into_iter().find(|f| meta.path.is_ident(f))
+            {
                 let number: LitInt = meta.value()?.parse()?;
                 options.limits.push((field, number.base10_parse()?, number.span()));
             } else if let Some(field) =

@@ -24,9 +24,8 @@ pub const ACTORS_BYTES_DEFAULT: u64 = 256 * 1024 * 1024;
 pub const ACTORS_BYTES_MIN: u64 = 1024 * 1024;
 /// What an actor in memory takes besides its key and its state, in bytes: its place in a table that is
 /// half to nearly full, its place in the line of those that may leave, and what four allocations cost.
-pub const ACTIVATION_BYTES: u64 = ((size_of::<(ActorId, Activation)>() + 1) * 3 / 2
-    + size_of::<(u64, ActorId)>() * 3 / 2
-    + 4 * 16) as u64;
+pub const ACTIVATION_BYTES: u64 =
+    ((size_of::<(ActorId, Activation)>() + 1) * 3 / 2 + size_of::<(u64, ActorId)>() * 3 / 2 + 4 * 16) as u64;
 /// A host lets actors leave together with its oldest that were used so much later than the oldest of another
 /// host, in milliseconds: it is asked less often, and the order is right to so much.
 pub(super) const TOGETHER_MS: u64 = 100;
@@ -92,7 +91,10 @@ impl Default for Memory {
 
 impl std::fmt::Debug for Memory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Memory").field("budget", &self.budget).field("used", &self.used).finish_non_exhaustive()
+        f.debug_struct("Memory")
+            .field("budget", &self.budget)
+            .field("used", &self.used)
+            .finish_non_exhaustive()
     }
 }
 
@@ -139,9 +141,9 @@ impl Memory {
     /// Tells the host to let actors leave that has the one used longest ago; true if that is the asker's own.
     pub(super) fn oldest_is_of(&self, partition: PartitionId) -> bool {
         let hosts = lock(&self.hosts);
-        let oldest = hosts.iter().min_by_key(|(of, entry)| {
-            (entry.shown.oldest.load(Ordering::Relaxed), **of != partition, **of)
-        });
+        let oldest = hosts
+            .iter()
+            .min_by_key(|(of, entry)| (entry.shown.oldest.load(Ordering::Relaxed), **of != partition, **of));
         let Some((of, entry)) = oldest else { return true };
         if *of == partition {
             return true;

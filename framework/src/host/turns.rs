@@ -29,8 +29,8 @@ use super::reads::Reads;
 use super::sweep::SWEEP_PERIOD;
 use super::unrecorded::Unrecorded;
 use super::{
-    Ended, Gauges, HostCall, HostCounters, HostMessage, HostShared, Opening, ReplyTo, TurnDone, events, items,
-    reminders,
+    Ended, Gauges, HostCall, HostCounters, HostMessage, HostShared, Opening, ReplyTo, TurnDone, events,
+    items, reminders,
 };
 use crate::actor::{Answer, Args, Finished, Format, Kind, Unusable, caught};
 use crate::app::Kinds;

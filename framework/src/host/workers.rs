@@ -113,7 +113,13 @@ impl Workers {
         tokio::spawn(async move {
             let said = here.work(method, call, env, place).await;
             let node = Some(node);
-            answer(Ended::Answered(Answered { answer: said, node, partition: None, retries: 0, age_ms: None }));
+            answer(Ended::Answered(Answered {
+                answer: said,
+                node,
+                partition: None,
+                retries: 0,
+                age_ms: None,
+            }));
         });
     }
 

@@ -129,7 +129,8 @@ impl Collector for NodeCollector {
             counter.encode(family.encode_family(&[("reason", reason)])?)?;
         }
         let help = "Actors that left memory, by reason";
-        let mut family = encoder.encode_descriptor("perennial_passivations", help, None, MetricType::Counter)?;
+        let mut family =
+            encoder.encode_descriptor("perennial_passivations", help, None, MetricType::Counter)?;
         for reason in Reason::ALL {
             let counter = ConstCounter::new(memory.left(reason));
             counter.encode(family.encode_family(&[("reason", reason.label())])?)?;

@@ -96,12 +96,7 @@ impl Router {
     }
 
     /// Chooses a member that was not asked yet, of those that are believed up; all of them if none is.
-    fn choose<'a>(
-        &'a self,
-        call: &'a Outbound,
-        balance: Balance,
-        asked: &[MemberId],
-    ) -> Option<Taken<'a>> {
+    fn choose<'a>(&'a self, call: &'a Outbound, balance: Balance, asked: &[MemberId]) -> Option<Taken<'a>> {
         let candidates = {
             let routes = self.routes();
             let routes = routes.as_ref()?;

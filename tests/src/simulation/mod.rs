@@ -320,7 +320,8 @@ fn finish(
     }
     report.activations = world.activations();
     if world.actors_bytes == SCARCE_BYTES && report.activations < SCARCE_ACTIVATIONS_MIN {
-        world.found(Err(format!("with little memory, actors came into it {} times only", report.activations)));
+        world
+            .found(Err(format!("with little memory, actors came into it {} times only", report.activations)));
     }
     if !world.stop_all(STOPS_WITHIN_MS) {
         return world.found(Err(format!("the nodes do not stop within {STOPS_WITHIN_MS} ms")));
