@@ -25,6 +25,7 @@ use crate::collections::{self, Abort, Doing, Handle};
 use crate::ctx::{Ctx, Effects, TurnEnv};
 use crate::data::Data;
 use crate::error::{CallError, Fault, Reply};
+use crate::options::Options;
 use crate::schema::{Schema, SchemaError, Type, Types};
 
 /// How arguments and answers are encoded.
@@ -284,6 +285,8 @@ pub trait Actor: Data + Default {
     type Ref: Send + Sync + Clone + 'static;
     /// The handlers; their positions are the numbers given to [`Actor::read`] and [`Actor::write`].
     const METHODS: &'static [Method];
+    /// What else is said of the kind.
+    const OPTIONS: Options = Options::DEFAULT;
 
     /// Wraps a handle in the typed reference.
     fn make_ref(handle: ActorHandle) -> Self::Ref;
@@ -293,6 +296,16 @@ pub trait Actor: Data + Default {
 
     /// Runs a handler that writes. On anything but `Answer::Ok` the caller throws the state away.
     fn write<'a>(&'a mut self, ctx: &'a mut Ctx<Self>, method: usize, args: Args) -> Run<'a>;
+
+    /// The state has come into memory: the hook `#[activated]`, if there is one.
+    fn on_activated(&mut self, ctx: &Ctx<Self>) {
+        let _ = ctx;
+    }
+
+    /// The state leaves memory: the hook `#[passivating]`, if there is one.
+    fn on_passivating(&mut self, ctx: &Ctx<Self>) {
+        let _ = ctx;
+    }
 }
 
 /// What a turn left behind.
@@ -345,6 +358,8 @@ pub trait Kind: Send + Sync {
     /// # Errors
     /// What the decoder said.
     fn event_json(&self, bytes: &[u8]) -> Result<Vec<u8>, String>;
+    /// What is said of it besides its handlers.
+    fn options(&self) -> Options;
 }
 
 /// A state with its Rust type erased.
@@ -366,6 +381,22 @@ pub trait State: Send + Sync + 'static {
     fn encode_into(&self, bytes: Vec<u8>) -> Result<Vec<u8>, String>;
     /// For tests that look inside.
     fn as_any(&self) -> &dyn Any;
+    /// Runs the hook of a state that has come into memory.
+    ///
+    /// # Errors
+    /// [`Fault::Panicked`].
+    fn activated(&mut self, env: TurnEnv) -> Result<(), Fault> {
+        let _ = env;
+        Ok(())
+    }
+    /// Runs the hook of a state that leaves memory.
+    ///
+    /// # Errors
+    /// [`Fault::Panicked`].
+    fn passivating(&mut self, env: TurnEnv) -> Result<(), Fault> {
+        let _ = env;
+        Ok(())
+    }
 }
 
 /// The erased form of `A`.
@@ -456,6 +487,9 @@ impl<A: Actor> Kind for KindOf<A> {
     fn event_json(&self, bytes: &[u8]) -> Result<Vec<u8>, String> {
         let event: A::Event = postcard::from_bytes(bytes).map_err(|e| e.to_string())?;
         serde_json::to_vec(&event).map_err(|e| e.to_string())
+    }
+    fn options(&self) -> Options {
+        A::OPTIONS
     }
 }
 
@@ -558,6 +592,29 @@ impl<A: Actor> State for StateOf<A> {
     fn as_any(&self) -> &dyn Any {
         self.get()
     }
+
+    fn activated(&mut self, env: TurnEnv) -> Result<(), Fault> {
+        let (ctx, items) = (Ctx::<A>::new(env), self.items.clone());
+        hook::<A>("activated", items.as_ref(), || self.get_mut().on_activated(&ctx))
+    }
+
+    fn passivating(&mut self, env: TurnEnv) -> Result<(), Fault> {
+        let (ctx, items) = (Ctx::<A>::new(env), self.items.clone());
+        hook::<A>("passivating", items.as_ref(), || self.get_mut().on_passivating(&ctx))
+    }
+}
+
+/// Runs a hook. It makes no record, so it reads its actor's items and changes none.
+fn hook<A: Actor>(name: &str, items: Option<&Handle>, run: impl FnOnce()) -> Result<(), Fault> {
+    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| with_items(items, false, run)));
+    ran.map_err(|panic| match panic.downcast_ref::<Abort>() {
+        Some(Abort(fault)) => fault.clone(),
+        None => Fault::Panicked {
+            kind: A::KIND.to_owned(),
+            method: name.to_owned(),
+            message: message_of(&*panic),
+        },
+    })
 }
 
 /// Polls or runs a handler with its actor's items.

@@ -21,6 +21,8 @@ use crate::actor::{Actor, Answer, Args, BoxFuture, Format, encode};
 use crate::arguments::Arguments;
 use crate::data::Data;
 use crate::error::{CallError, Fault};
+use crate::options::Pool;
+use crate::pool::{ANY_KEY, PoolCall};
 
 /// How long a call waits for its answer unless told otherwise.
 pub const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
@@ -132,6 +134,12 @@ pub type EventStream = std::pin::Pin<Box<dyn Stream<Item = Result<EventItem, Fau
 pub trait Caller: Send + Sync + 'static {
     /// Makes a call, retrying with the same request id while that is safe, until its deadline.
     fn call(&self, call: Outbound) -> BoxFuture<'static, Answered>;
+    /// Makes a call of a stateless worker, on a node chosen as its pool says. Whoever does not know the nodes
+    /// makes it as any other call, and the node that takes it chooses.
+    fn call_worker(&self, call: Outbound, pool: Pool) -> BoxFuture<'static, Answered> {
+        let _ = pool;
+        self.call(call)
+    }
     /// Follows an actor's events; resumes by itself over failovers.
     fn subscribe(&self, actor: ActorId, from: EventsFrom) -> EventStream;
 }
@@ -220,6 +228,15 @@ impl ActorHandle {
             Ok(Message { target, method: method.to_owned(), args })
         });
         Call { message, via: self.via.clone(), timeout: self.timeout, stale: None, answer: PhantomData }
+    }
+
+    /// Makes a call value of a stateless kind; `args` are a tuple (used by generated code).
+    pub fn worker<A: Actor, T: Data, X: Failure>(
+        &self,
+        method: &'static str,
+        args: &impl Arguments,
+    ) -> PoolCall<T, X> {
+        PoolCall { call: self.method(method, args), pool: A::OPTIONS.pool.unwrap_or_default() }
     }
 
     /// The actor's committed events (used by generated code).
@@ -345,9 +362,13 @@ impl<T: Data, X: Failure> Call<T, X> {
 
     /// Makes the call and tells how it went besides the answer.
     pub async fn detailed(self) -> Detailed<T, X> {
+        self.made(None).await
+    }
+
+    pub(crate) async fn made(self, pool: Option<Pool>) -> Detailed<T, X> {
         let answered = match self.message {
             Err(fault) => Answered::fault(fault),
-            Ok(message) => dispatch(message, self.via, self.timeout, self.stale).await,
+            Ok(message) => dispatch(message, self.via, self.timeout, self.stale, pool).await,
         };
         let result = match answered.answer {
             Answer::Ok(bytes) => {
@@ -382,7 +403,13 @@ impl<T: Data, X: Failure> IntoFuture for Call<T, X> {
     }
 }
 
-async fn dispatch(message: Message, via: Via, timeout: Duration, stale: Option<Duration>) -> Answered {
+async fn dispatch(
+    message: Message,
+    via: Via,
+    timeout: Duration,
+    stale: Option<Duration>,
+    pool: Option<Pool>,
+) -> Answered {
     let deadline = tokio::time::Instant::now().into_std() + timeout;
     let args = Args { format: Format::Postcard, bytes: message.args };
     let mut call = Outbound {
@@ -397,7 +424,7 @@ async fn dispatch(message: Message, via: Via, timeout: Duration, stale: Option<D
         deadline,
     };
     match via {
-        Via::Outside(caller) => caller.call(call).await,
+        Via::Outside(caller) => made_by(&*caller, call, pool).await,
         Via::Turn(turn) => {
             if turn.path.contains(&call.target) {
                 let mut path: Vec<_> = turn.path.iter().map(ToString::to_string).collect();
@@ -407,8 +434,15 @@ async fn dispatch(message: Message, via: Via, timeout: Duration, stale: Option<D
             call.request = Some(turn.nested_request(&call.target, &call.method, &call.args.bytes));
             call.path.clone_from(&turn.path);
             call.deadline = deadline.min(turn.deadline);
-            turn.caller.call(call).await
+            made_by(&*turn.caller, call, pool).await
         }
+    }
+}
+
+fn made_by(caller: &dyn Caller, call: Outbound, pool: Option<Pool>) -> BoxFuture<'static, Answered> {
+    match pool {
+        Some(pool) => caller.call_worker(call, pool),
+        None => caller.call(call),
     }
 }
 
@@ -424,5 +458,14 @@ pub trait Actors {
     {
         let target = crate::actor::actor_id(A::KIND, key.as_ref());
         A::make_ref(ActorHandle::new(target, Via::Outside(self.caller())))
+    }
+
+    /// A reference to the workers of the stateless type `A`, for calls for which it does not matter which of
+    /// them takes it. With `balance = "by_key"`, use [`get`](Self::get).
+    fn pool<A: Actor>(&self) -> A::Ref
+    where
+        Self: Sized,
+    {
+        self.get::<A>(ANY_KEY)
     }
 }

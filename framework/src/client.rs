@@ -19,6 +19,7 @@ use crate::host::Hosts;
 use crate::link::tls::{self, Tls};
 use crate::link::{ClientLink, ItemStream, LinkConfig, LinkError, MemoryHub};
 use crate::node::TlsFiles;
+use crate::options::Pool;
 use crate::protocol::{Question, Response, RoutesAnswer};
 use crate::router::{Network, Router, RouterCaller};
 use crate::status::{ClusterStatus, ReminderPage, ReminderQuery};
@@ -354,6 +355,9 @@ impl Network for ClientNetwork {
 impl Caller for Client {
     fn call(&self, call: Outbound) -> BoxFuture<'static, Answered> {
         RouterCaller(self.router.clone()).call(call)
+    }
+    fn call_worker(&self, call: Outbound, pool: Pool) -> BoxFuture<'static, Answered> {
+        RouterCaller(self.router.clone()).call_worker(call, pool)
     }
     fn subscribe(&self, actor: ActorId, from: EventsFrom) -> EventStream {
         RouterCaller(self.router.clone()).subscribe(actor, from)

@@ -176,6 +176,12 @@ impl<A: Actor> Ctx<A> {
         B::make_ref(ActorHandle::new(target, Via::Turn(self.turn.clone())))
     }
 
+    /// A reference to the workers of the stateless type `B`; see [`Actors::pool`](crate::Actors::pool).
+    #[must_use]
+    pub fn pool<B: Actor>(&self) -> B::Ref {
+        self.get::<B>(crate::pool::ANY_KEY)
+    }
+
     /// A reference to this actor, for `send` and `schedule`. Awaiting a call on it is a call cycle.
     #[must_use]
     pub fn me(&self) -> A::Ref {

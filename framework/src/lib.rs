@@ -85,6 +85,8 @@ pub mod limits;
 pub mod link;
 pub mod node;
 mod operator;
+pub mod options;
+pub mod pool;
 mod protocol;
 pub mod replica;
 mod router;

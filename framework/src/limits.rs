@@ -15,6 +15,7 @@ pub use crate::call::CALL_TIMEOUT_DEFAULT;
 pub use crate::collections::ITEM_BYTES_MAX;
 pub use crate::ctx::{REMINDER_NAME_BYTES_MAX, TIMER_EVERY_MIN};
 pub use crate::host::events::{EVENTS_SURPLUS_MAX, FOLLOWERS_MAX};
+pub use crate::host::memory::{ACTIVATION_BYTES, ACTORS_BYTES_DEFAULT, ACTORS_BYTES_MIN};
 pub use crate::host::newcomers::{ACTIVATIONS_MAX, NEW_ACTORS_BURST_MAX, NEW_ACTORS_PER_SECOND_MAX};
 pub use crate::host::reminders::{REMINDERS_OF_ONE_MAX, REMINDERS_TOLD_MAX};
 pub use crate::host::sweep::IDLE_MS_MAX;
@@ -24,6 +25,7 @@ pub use crate::host::turns::{
     UNATTENDED_TIMED_OUT_MAX, UNATTENDED_TURN_MAX,
 };
 pub use crate::host::{MAILBOX_CALLS_MAX, PARTITION_CALLS_MAX, STATE_BYTES_MAX};
+pub use crate::options::WORKERS_DEFAULT;
 pub use crate::router::CALL_TIMEOUT_MAX;
 pub use crate::router::events::{FOLLOWER_EVENTS_MAX, FOLLOWER_STALL_MAX};
 pub use crate::when::{CRON_BYTES_MAX, MISSED_AFTER_MS, MISSED_FIRINGS_MAX, REMINDER_EVERY_MS_MIN};

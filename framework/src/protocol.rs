@@ -54,6 +54,8 @@ pub(crate) enum Question {
     MemberUp(perennial_core::membership::MemberSpec),
     /// For the leader of a partition.
     OfLeader { partition: PartitionId, question: LeaderQuestion },
+    /// Run this call in your pool of stateless workers; it has made its hop.
+    Work(CallRequest),
 }
 
 /// A node's answer.
@@ -79,6 +81,8 @@ pub(crate) enum Response {
     Reminders(ReminderPage),
     /// The reminder is not set any more; whether it was.
     Cancelled(bool),
+    /// The kind is stateless: the call did not run, and goes to the pool of any node.
+    Stateless(crate::options::Pool),
 }
 
 /// Members, table and leaders.

@@ -6,12 +6,14 @@
 //! leaders over the network.
 
 pub(crate) mod events;
+mod pool;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use perennial_core::balance::Balancer;
 use perennial_core::hash::{PartitionCount, partition_of};
 use perennial_core::id::{ActorId, MemberId, NodeId, PartitionId, RequestId, Term};
 use perennial_core::placement::ClusterState;
@@ -22,8 +24,10 @@ use crate::actor::{Answer, BoxFuture};
 use crate::call::{Answered, Caller, EventStream, EventsFrom, Outbound};
 use crate::error::Fault;
 use crate::host::stale::StaleReads;
+use crate::host::workers::Workers;
 use crate::host::{Delivery, Ended, HostCall, HostHandle, HostMessage, Hosts};
 use crate::link::{FRAME_BYTES_MAX, ItemStream, LinkError};
+use crate::options::Pool;
 use crate::protocol::{CallRequest, Question, Response, decode, encode};
 use crate::session::Session;
 
@@ -67,6 +71,10 @@ pub(crate) struct Router {
     network: OnceLock<Arc<dyn Network>>,
     /// Rows that are here, for reads that may be behind.
     stale: OnceLock<StaleReads>,
+    /// Stateless workers here.
+    workers: OnceLock<Workers>,
+    /// Calls of stateless workers under way from here, by kind.
+    balancers: Mutex<BTreeMap<String, Balancer>>,
     /// The caller's sessions, one for each part of the key space, so that a slow call holds back the mark
     /// of replies to be forgotten only there.
     sessions: Vec<Arc<Session>>,
@@ -99,6 +107,8 @@ enum Attempt {
     },
     /// Nobody (else) to ask.
     Nobody,
+    /// It did not run: its kind is stateless, and other nodes may run it.
+    Stateless(Pool),
 }
 
 /// What a call has heard since it last learned something.
@@ -127,6 +137,8 @@ impl Router {
             hosts,
             network: OnceLock::new(),
             stale: OnceLock::new(),
+            workers: OnceLock::new(),
+            balancers: Mutex::default(),
             sessions: PartitionCount::DEFAULT.iter().map(|_| Session::new()).collect(),
             down: RwLock::default(),
             started: tokio::time::Instant::now().into_std(),
@@ -146,6 +158,16 @@ impl Router {
     /// Lets reads that may be behind be answered from the rows here; once.
     pub(crate) fn set_stale(&self, stale: StaleReads) {
         let _ = self.stale.set(stale);
+    }
+
+    /// Lets stateless workers run here; once.
+    pub(crate) fn set_workers(&self, workers: Workers) {
+        let _ = self.workers.set(workers);
+    }
+
+    /// The stateless workers here.
+    pub(crate) fn workers(&self) -> Option<&Workers> {
+        self.workers.get()
     }
 
     /// Says which member this is; once.
@@ -370,13 +392,11 @@ impl Router {
                         Attempt::Declined { by: member, cut_off: Some(fault) }
                     }
                     Ok(Response::Refused(fault)) => Attempt::Ended(Answered::fault(fault)),
+                    Ok(Response::Stateless(pool)) => Attempt::Stateless(pool),
                     Ok(_) => Attempt::Lost,
-                    Err(LinkError::TooLarge(bytes)) => Attempt::Ended(Answered::fault(Fault::TooLarge {
-                        what: "the request".into(),
-                        at: call.target.to_string(),
-                        bytes: bytes as u64,
-                        limit: FRAME_BYTES_MAX as u64,
-                    })),
+                    Err(LinkError::TooLarge(bytes)) => {
+                        Attempt::Ended(Answered::fault(request_too_large(&call.target, bytes)))
+                    }
                     Err(error) if error.may_have_been_received() => Attempt::Lost,
                     // Perhaps it has been down for as long as this node runs, so that nobody said so.
                     Err(_) => Attempt::Declined { by: member, cut_off: None },
@@ -476,6 +496,9 @@ impl Router {
     }
 
     async fn route(self: &Arc<Self>, call: Outbound) -> Answered {
+        if let Some(pool) = self.pool_of(call.target.kind()) {
+            return self.route_worker(call, pool).await;
+        }
         let ticket = call.request.is_none().then(|| self.session(&call.target).begin());
         let Some(request) = call.request.or(ticket.as_ref().map(|t| t.request())) else {
             unreachable!("a call has an id or gets one");
@@ -516,6 +539,10 @@ impl Router {
                         retries += 1;
                         continue;
                     }
+                }
+                Attempt::Stateless(pool) => {
+                    let answered = self.route_worker(call, pool).await;
+                    return Answered { retries: answered.retries + retries, ..answered };
                 }
                 Attempt::Lost => lost = true,
                 Attempt::Silent { by } => {
@@ -614,6 +641,16 @@ fn host_call(request: CallRequest) -> HostCall {
     }
 }
 
+/// Why a link takes no call of this size.
+fn request_too_large(target: &ActorId, bytes: usize) -> Fault {
+    Fault::TooLarge {
+        what: "the request".into(),
+        at: target.to_string(),
+        bytes: bytes as u64,
+        limit: FRAME_BYTES_MAX as u64,
+    }
+}
+
 fn holds(routes: &Routes, me: Option<MemberId>, partition: PartitionId) -> bool {
     me.is_some_and(|me| routes.state().table.replicas_of(partition).contains(&me))
 }
@@ -626,6 +663,11 @@ impl Caller for RouterCaller {
     fn call(&self, call: Outbound) -> BoxFuture<'static, Answered> {
         let router = self.0.clone();
         Box::pin(async move { router.route(call).await })
+    }
+
+    fn call_worker(&self, call: Outbound, pool: Pool) -> BoxFuture<'static, Answered> {
+        let router = self.0.clone();
+        Box::pin(async move { router.route_worker(call, pool).await })
     }
 
     fn subscribe(&self, actor: ActorId, from: EventsFrom) -> EventStream {

@@ -15,6 +15,7 @@ use perennial::app::Kinds;
 use perennial::core::id::NodeId;
 use perennial::core::membership::{WEIGHT_DEFAULT, WEIGHT_MAX};
 use perennial::core::placement::REPLICATION_MAX;
+use perennial::limits::{ACTORS_BYTES_DEFAULT, ACTORS_BYTES_MIN};
 use perennial::node::{NodeConfig, TlsFiles};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -104,6 +105,9 @@ pub(crate) struct ServeArgs {
     /// Share of the load [default: 100]
     #[arg(long, value_name = "N", env = "PERENNIAL_WEIGHT")]
     pub(crate) weight: Option<u32>,
+    /// Memory that actors may take, by estimate, such as 512MiB; those used longest ago leave it [default: 256MiB]
+    #[arg(long, value_name = "SIZE", env = "PERENNIAL_MEMORY_ACTORS")]
+    pub(crate) memory_actors: Option<Size>,
     /// How long a stop may take, such as 10s or 500ms [default: 10s]
     #[arg(long, value_name = "TIME", env = "PERENNIAL_GRACE")]
     pub(crate) grace: Option<Span>,
@@ -311,6 +315,7 @@ impl ServeArgs {
                 replication: self.replication.unwrap_or(REPLICATION_DEFAULT),
                 zone: self.zone,
                 weight: self.weight.unwrap_or(WEIGHT_DEFAULT),
+                actors_bytes: self.memory_actors.map_or(ACTORS_BYTES_DEFAULT, |size| size.0),
             },
             http: self.http,
             gateway,
@@ -354,6 +359,7 @@ impl ServeArgs {
         file.fill("replication", &mut self.replication);
         file.fill("zone", &mut self.zone);
         file.fill("weight", &mut self.weight);
+        file.fill("memory_actors", &mut self.memory_actors);
         file.fill("grace", &mut self.grace);
         file.fill("log", &mut self.log);
         file.fill("log_format", &mut self.log_format);
@@ -456,6 +462,11 @@ impl ServeArgs {
         check(
             (1..=REPLICATION_MAX).contains(&replication),
             format!("replication is {replication}: it must be 1 to {REPLICATION_MAX}"),
+        );
+        let actors = self.memory_actors.map_or(ACTORS_BYTES_DEFAULT, |size| size.0);
+        check(
+            actors >= ACTORS_BYTES_MIN,
+            format!("memory_actors is {actors} bytes: it must be at least {ACTORS_BYTES_MIN}"),
         );
         let weight = self.weight.unwrap_or(WEIGHT_DEFAULT);
         check(
@@ -575,6 +586,30 @@ impl FromStr for Span {
             return Err("a length of time is more than 0".into());
         }
         Ok(Self(Duration::from_millis(millis)))
+    }
+}
+
+/// A size in bytes, written with its unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("", 1_u64)];
+        let of_unit = units.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes)));
+        let (number, bytes) = of_unit.unwrap_or((text, &1));
+        let number: u64 = number
+            .trim()
+            .parse()
+            .map_err(|_| format!("{text:?} is no size: write 512MiB, 2GiB or a number of bytes"))?;
+        number.checked_mul(*bytes).map(Self).ok_or_else(|| format!("{text:?} is too large"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

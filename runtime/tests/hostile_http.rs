@@ -226,6 +226,7 @@ impl World {
             replication: 1,
             zone: None,
             weight: 100,
+            actors_bytes: perennial::limits::ACTORS_BYTES_DEFAULT,
         };
         let node = Node::start(config, app()).await.unwrap();
         node.wait_ready().await;

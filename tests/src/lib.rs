@@ -86,6 +86,7 @@ impl Cluster {
             replication: 3,
             zone: None,
             weight: 100,
+            actors_bytes: perennial::limits::ACTORS_BYTES_DEFAULT,
             node: id,
         };
         let configs = ids.into_iter().zip(&ports).map(config).collect();

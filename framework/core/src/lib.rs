@@ -5,6 +5,7 @@
 //!
 //! Layers: `id time wire` ← `hash membership` ← `ring replication` ← `placement partition` ← `routing`.
 
+pub mod balance;
 pub mod hash;
 pub mod id;
 pub mod membership;

@@ -115,6 +115,12 @@ impl Routes {
         self.avoided.insert(member);
     }
 
+    /// Whether a member is believed down.
+    #[must_use]
+    pub fn avoids(&self, member: MemberId) -> bool {
+        self.avoided.contains(&member)
+    }
+
     /// A member is believed up again.
     pub fn restore(&mut self, member: MemberId) {
         self.avoided.remove(&member);

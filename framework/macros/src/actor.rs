@@ -11,6 +11,7 @@ use syn::{
 };
 
 use crate::Errors;
+use crate::hooks::Hooks;
 use crate::serde_attrs::plain;
 
 /// Names that the typed reference has already.
@@ -55,6 +56,13 @@ struct Options {
     keep_events: Option<u32>,
     /// How long, in milliseconds.
     keep_events_for: Option<u64>,
+    /// Limits: field, value, where it stands.
+    limits: Vec<(&'static str, u32, Span)>,
+    /// Where it says so.
+    stateless: Option<Span>,
+    /// The variant of `Balance`.
+    balance: Option<Ident>,
+    idempotent: Option<Span>,
 }
 
 pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
@@ -72,6 +80,7 @@ pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
         return quote! { #block #errors };
     };
     let options = errors.take(Options::parse(attr)).unwrap_or_default();
+    let hooks = errors.take(Hooks::read(&block, options.stateless.is_some())).unwrap_or_default();
     let mut handlers: Vec<Handler> = Vec::new();
     for item in &block.items {
         let ImplItem::Fn(function) = item else { continue };
@@ -79,6 +88,10 @@ pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
             continue;
         }
         if let Some(handler) = errors.take(Handler::read(function, &path)) {
+            if handler.write && options.stateless.is_some() {
+                let text = "a stateless worker takes `&self`: nothing it holds is kept or replicated";
+                errors.push(syn::Error::new_spanned(&function.sig.inputs, text));
+            }
             if handlers.iter().any(|other| other.ident == handler.ident) {
                 errors.push(syn::Error::new(handler.ident.span(), "two handlers have this name"));
             } else {
@@ -88,10 +101,11 @@ pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
     }
     for item in &mut block.items {
         if let ImplItem::Fn(function) = item {
-            function.attrs.retain(|attr| !attr.path().is_ident("read"));
+            let ours = ["read", "activated", "passivating"];
+            function.attrs.retain(|attr| !ours.iter().any(|name| attr.path().is_ident(name)));
         }
     }
-    let actor = actor_impl(&path, &options, &handlers);
+    let actor = actor_impl(&path, &options, &hooks, &handlers);
     let reference = reference(&path, &options, &handlers);
     let errors = errors.into_tokens();
     quote! {
@@ -140,9 +154,28 @@ impl Options {
                         "how long events are kept is a number with its unit, `s`, `m`, `h` or `d`: `\"24h\"`";
                     syn::Error::new(text.span(), what)
                 })?);
+            } else if let Some(field) = ["mailbox", "concurrency"].into_iter().find(|f| meta.path.is_ident(f))
+            {
+                let number: LitInt = meta.value()?.parse()?;
+                options.limits.push((field, number.base10_parse()?, number.span()));
+            } else if let Some(field) =
+                ["state_bytes", "record_bytes"].into_iter().find(|f| meta.path.is_ident(f))
+            {
+                let text: LitStr = meta.value()?.parse()?;
+                let what = "a size is a number with its unit, `B`, `KiB` or `MiB`: `\"64KiB\"`";
+                let bytes = bytes(&text.value()).ok_or_else(|| syn::Error::new(text.span(), what))?;
+                options.limits.push((field, bytes, text.span()));
+            } else if meta.path.is_ident("stateless") {
+                options.stateless = Some(meta.path.span());
+            } else if meta.path.is_ident("balance") {
+                options.balance = Some(balance(&meta.value()?.parse()?)?);
+            } else if meta.path.is_ident("idempotent") {
+                options.idempotent = Some(meta.path.span());
             } else {
                 let text = "unknown option: `#[actor]` takes `kind = \"name\"`, `event = EventType`, \
-                            `keep_events = 1000` and `keep_events_for = \"24h\"`";
+                            `keep_events = 1000`, `keep_events_for = \"24h\"`, `mailbox = 64`, `concurrency = 100`, \
+                            `state_bytes = \"64KiB\"`, `record_bytes = \"64KiB\"`, `stateless`, and with that \
+                            `balance = \"..\"` and `idempotent`";
                 return Err(meta.error(text));
             }
             Ok(())
@@ -152,6 +185,7 @@ impl Options {
             let text = "what is kept of events needs `event = EventType`: the actor publishes none";
             return Err(syn::Error::new_spanned(attr, text));
         }
+        options.check()?;
         Ok(options)
     }
 
@@ -167,6 +201,63 @@ impl Options {
                 ::perennial::actor::Retention { #count #millis ..::perennial::actor::Retention::DEFAULT };
         })
     }
+
+    fn check(&self) -> syn::Result<()> {
+        if self.stateless.is_none() {
+            let text = "`balance` and `idempotent` are about stateless workers: write `stateless` too";
+            let given = self.balance.as_ref().map(Ident::span).or(self.idempotent);
+            return given.map_or(Ok(()), |span| Err(syn::Error::new(span, text)));
+        }
+        if let Some(event) = &self.event {
+            let text = "a stateless worker publishes nothing: its turns are not in a log";
+            return Err(syn::Error::new_spanned(event, text));
+        }
+        match self.limits.iter().find(|(field, ..)| *field != "concurrency") {
+            Some((field, _, span)) => {
+                let text =
+                    format!("a stateless worker has no `{field}`: `concurrency` limits its calls on a node");
+                Err(syn::Error::new(*span, text))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The constant `OPTIONS` of the actor.
+    fn constant(&self, hooks: &Hooks) -> TokenStream {
+        let limits = self.limits.iter().map(|(field, value, span)| {
+            let ident = Ident::new(field, *span);
+            match *field {
+                "concurrency" => quote_spanned!(*span=> #ident: ::core::option::Option::Some(#value),),
+                _ => quote_spanned!(*span=> #ident: #value,),
+            }
+        });
+        let span = self.limits.first().map_or_else(Span::call_site, |(_, _, span)| *span);
+        let limits = quote_spanned! {span=>
+            ::perennial::options::Limits { #(#limits)* ..::perennial::options::Limits::DEFAULT }.checked()
+        };
+        let (activated, passivating) = (hooks.activated.is_some(), hooks.passivating.is_some());
+        let pool = match self.stateless {
+            None => quote!(::core::option::Option::None),
+            Some(span) => {
+                let usual = Ident::new("PowerOfTwo", span);
+                let balance = self.balance.as_ref().unwrap_or(&usual);
+                let idempotent = self.idempotent.is_some();
+                quote! {
+                    ::core::option::Option::Some(::perennial::options::Pool {
+                        balance: ::perennial::options::Balance::#balance,
+                        idempotent: #idempotent,
+                    })
+                }
+            }
+        };
+        quote! {
+            ::perennial::options::Options {
+                limits: #limits,
+                hooks: ::perennial::options::Hooks { activated: #activated, passivating: #passivating },
+                pool: #pool,
+            }
+        }
+    }
 }
 
 fn check_kept(count: &LitInt) -> syn::Result<u32> {
@@ -175,6 +266,35 @@ fn check_kept(count: &LitInt) -> syn::Result<u32> {
         let text = format!("the events that are kept are 1 to {EVENTS_KEPT_MAX}");
         syn::Error::new(count.span(), text)
     })
+}
+
+/// The variant of `Balance` that a name stands for.
+fn balance(text: &LitStr) -> syn::Result<Ident> {
+    let variant = match &*text.value() {
+        "round_robin" => "RoundRobin",
+        "least_in_flight" => "LeastInFlight",
+        "power_of_two" => "PowerOfTwo",
+        "weighted" => "Weighted",
+        "by_key" => "ByKey",
+        _ => {
+            let known = "`balance` is one of round_robin, least_in_flight, power_of_two, weighted, by_key";
+            return Err(syn::Error::new(text.span(), known));
+        }
+    };
+    Ok(Ident::new(variant, text.span()))
+}
+
+/// `512B`, `64KiB`, `1MiB`; not 0.
+fn bytes(text: &str) -> Option<u32> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let of_unit = match unit {
+        "B" => 1,
+        "KiB" => 1024,
+        "MiB" => 1024 * 1024,
+        _ => return None,
+    };
+    number.parse::<u32>().ok()?.checked_mul(of_unit).filter(|bytes| *bytes > 0)
 }
 
 fn check_kind(kind: LitStr) -> syn::Result<LitStr> {
@@ -290,7 +410,7 @@ impl Handler {
     }
 
     /// Its method on the typed reference.
-    fn call(&self, actor: &Path) -> TokenStream {
+    fn call(&self, actor: &Path, stateless: bool) -> TokenStream {
         let (ident, attrs, name) = (&self.ident, &self.attrs, plain(&self.ident));
         let undocumented = !attrs.iter().any(|attr| attr.path().is_ident("doc"));
         let doc = undocumented.then(|| {
@@ -307,11 +427,17 @@ impl Handler {
         let span = ident.span();
         let stale_ms = self.stale_ms;
         let stale = (stale_ms > 0).then(|| quote!(.stale(::core::time::Duration::from_millis(#stale_ms))));
-        let body = quote_spanned!(span=> self.handle.method(#name, &(#(#names,)*)) #stale);
+        let (call, body) = if stateless {
+            let call = quote!(::perennial::pool::PoolCall);
+            (call, quote_spanned!(span=> self.handle.worker::<#actor, _, _>(#name, &(#(#names,)*))))
+        } else {
+            let call = quote!(::perennial::Call);
+            (call, quote_spanned!(span=> self.handle.method(#name, &(#(#names,)*)) #stale))
+        };
         quote! {
             #(#attrs)*
             #doc
-            pub fn #ident(&self, #(#params),*) -> ::perennial::Call<#value, #failure> {
+            pub fn #ident(&self, #(#params),*) -> #call<#value, #failure> {
                 #body
             }
         }
@@ -386,7 +512,7 @@ fn refuse_qualifiers(function: &ImplItemFn) -> syn::Result<()> {
 }
 
 /// Whether the handler writes.
-fn receiver(function: &ImplItemFn) -> syn::Result<bool> {
+pub(crate) fn receiver(function: &ImplItemFn) -> syn::Result<bool> {
     let sig = &function.sig;
     let Some(receiver) = sig.receiver() else {
         let text = "a `pub fn` is a handler and needs `&self` (read) or `&mut self` (write); make it private, or \
@@ -403,7 +529,7 @@ fn receiver(function: &ImplItemFn) -> syn::Result<bool> {
 }
 
 /// `Some(mutable)` for `&Ctx<..>` and `&mut Ctx<..>`.
-fn context_param(ty: &Type) -> syn::Result<Option<bool>> {
+pub(crate) fn context_param(ty: &Type) -> syn::Result<Option<bool>> {
     let is_context = |ty: &Type| match ty {
         Type::Path(ty) => ty.path.segments.last().is_some_and(|segment| segment.ident == "Ctx"),
         _ => false,
@@ -544,7 +670,7 @@ fn last_segment(ty: &Type) -> Option<(String, Vec<Type>)> {
     Some((segment.ident.to_string(), types))
 }
 
-fn actor_impl(path: &Path, options: &Options, handlers: &[Handler]) -> TokenStream {
+fn actor_impl(path: &Path, options: &Options, hooks: &Hooks, handlers: &[Handler]) -> TokenStream {
     let name = path.segments.last().map(|segment| plain(&segment.ident)).unwrap_or_default();
     let kind = options.kind.as_ref().map_or(name, LitStr::value);
     let event = options.event.as_ref().map_or_else(|| quote!(()), ToTokens::to_token_stream);
@@ -557,12 +683,14 @@ fn actor_impl(path: &Path, options: &Options, handlers: &[Handler]) -> TokenStre
         own.map(|(number, handler)| handler.arm(number))
     };
     let (reads, writes) = (arms(false), arms(true));
+    let (constant, hooks) = (options.constant(hooks), hooks.functions());
     // The constants stand outside, so that a missing bound of `Actor` is reported once, on the type.
     quote! {
         #[allow(warnings, clippy::all, clippy::pedantic, reason = "generated by #[actor]")]
         const _: () = {
             const PERENNIAL_KIND: &::core::primitive::str = #kind;
             const PERENNIAL_METHODS: &[::perennial::actor::Method] = &[#(#descriptions),*];
+            const PERENNIAL_OPTIONS: ::perennial::options::Options = #constant;
 
             // Points at an error type that is no data; `METHODS` does for values and parameters.
             #(const _: fn(&mut ::perennial::schema::Types) -> ::perennial::schema::Type =
@@ -575,7 +703,9 @@ fn actor_impl(path: &Path, options: &Options, handlers: &[Handler]) -> TokenStre
                 #retention
                 type Ref = #reference;
                 const METHODS: &'static [::perennial::actor::Method] = PERENNIAL_METHODS;
+                const OPTIONS: ::perennial::options::Options = PERENNIAL_OPTIONS;
 
+                #hooks
                 fn make_ref(handle: ::perennial::call::ActorHandle) -> #reference {
                     #reference { handle }
                 }
@@ -616,7 +746,7 @@ fn reference(path: &Path, options: &Options, handlers: &[Handler]) -> TokenStrea
     let name = reference_name(path);
     let actor = type_text(path);
     let doc = format!("A reference to an actor of type [`{actor}`]: a method for each of its handlers.");
-    let calls = handlers.iter().map(|handler| handler.call(path));
+    let calls = handlers.iter().map(|handler| handler.call(path, options.stateless.is_some()));
     let events = options.event.as_ref().map(|event| {
         quote! {
             /// The events that the actor publishes from now on.

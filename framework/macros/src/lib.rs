@@ -6,6 +6,7 @@
 
 mod actor;
 mod data;
+mod hooks;
 mod serde_attrs;
 
 use proc_macro::TokenStream;
@@ -43,6 +44,18 @@ pub fn data(attr: TokenStream, item: TokenStream) -> TokenStream {
 /// in ids, URLs and logs (default: the struct's name); the event is what `ctx.publish` takes. With
 /// `keep_events = 5000` that many of the newest events are kept for streams that resume (default: 1000), with
 /// `keep_events_for = "24h"` none that was published longer ago (default: `"7d"`).
+///
+/// Limits, each at most that of `perennial::limits`: `mailbox = 64` calls that wait for one actor,
+/// `state_bytes = "64KiB"` of encoded state, `record_bytes = "64KiB"` of what one turn leaves,
+/// `concurrency = 100` async turns and reads of the kind on a node at a time.
+///
+/// Hooks are private functions: `#[activated] fn warm(&mut self, ctx: &Ctx<Self>)` runs whenever the state has
+/// come into memory, before any turn sees it; `#[passivating]` before an idle actor leaves memory, which is not
+/// promised. Neither makes a record: what an `#[activated]` changes is stored with the next turn's.
+///
+/// `stateless`: a pool of workers on every node instead of actors, see `docs/stateless.md`. Handlers take
+/// `&self`. `balance` is `"round_robin"`, `"least_in_flight"`, `"power_of_two"` (default), `"weighted"` or
+/// `"by_key"`; `idempotent` lets a call be made again that may have run.
 #[proc_macro_attribute]
 pub fn actor(attr: TokenStream, item: TokenStream) -> TokenStream {
     actor::expand(attr.into(), item.into()).into()

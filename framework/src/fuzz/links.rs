@@ -168,7 +168,7 @@ pub(super) fn question_seeds() -> Vec<Vec<u8>> {
     let items = vec![OutboxItem { from: actor.clone(), message }];
     let delivery = Delivery { from: PartitionId(1), to: PartitionId(2), first_seq: 9, items };
     let questions = [
-        Question::Call(call),
+        Question::Call(call.clone()),
         Question::Deliver(delivery),
         Question::Routes,
         Question::Status,
@@ -187,6 +187,7 @@ pub(super) fn question_seeds() -> Vec<Vec<u8>> {
             partition: PartitionId(3),
             question: LeaderQuestion::CancelReminder { actor: actor.clone(), name: "tick".into() },
         },
+        Question::Work(call),
     ];
     let mut seeds: Vec<_> = questions.iter().map(|question| encode(question).to_vec()).collect();
     let from = EventsFrom::After(EventId { index: 7, n: 1 });
@@ -244,6 +245,7 @@ pub(super) fn response_seeds() -> Vec<Vec<u8>> {
         Response::Done,
         Response::Reminders(ReminderPage { reminders: vec![reminder()], more: true }),
         Response::Cancelled(true),
+        Response::Stateless(crate::options::Pool::default()),
     ];
     let mut seeds: Vec<_> = responses.iter().map(|response| encode(response).to_vec()).collect();
     let item = EventItem { id: EventId { index: 7, n: 0 }, event: Bytes::from_static(b"e"), mark: false };

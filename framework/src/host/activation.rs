@@ -3,10 +3,11 @@
 //! Owns the form of a stored state: the fingerprint of its schema, then its encoding. A state of another
 //! schema is read by that schema, which the log holds once for each partition, behind the build that wrote it.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use perennial_core::id::{ActorId, GroupId, RecordSeq};
@@ -14,6 +15,7 @@ use perennial_core::partition::record::Record;
 use perennial_core::partition::rows;
 
 use super::builds::Misread;
+use super::memory::{ACTIVATION_BYTES, BATCH, Memory, Reason, TOGETHER_MS};
 use super::newcomers::{ACTIVATIONS_MAX, NEW_ACTORS_PER_SECOND_MAX};
 use super::owed::Owed;
 use super::timers::Timer;
@@ -21,6 +23,7 @@ use super::turns::Work;
 use super::{Host, HostCounters, events};
 use crate::actor::{Kind, State, caught};
 use crate::collections::{self, Doing, Handle};
+use crate::ctx::TurnEnv;
 use crate::error::Fault;
 use crate::replica::RowStore;
 use crate::schema::Schema;
@@ -34,9 +37,10 @@ const BUILD_BYTES: usize = 8;
 
 /// An actor in memory.
 ///
-/// Invariant: `state` is `None` exactly while an async write runs; `bytes` is what the last record
-/// says, or empty when there is none yet.
-pub(super) struct Activation {
+/// Invariants: `state` is `None` exactly while an async write runs; `bytes` is what the last record
+/// says, or empty when there is none yet; its actor stands in [`Host::by_use`] once, at or before
+/// `last_used`; its [`cost`](Self::cost) is charged to the node's memory.
+pub(crate) struct Activation {
     pub(super) kind: Arc<dyn Kind>,
     pub(super) state: Option<Box<dyn State>>,
     pub(super) bytes: Bytes,
@@ -44,7 +48,10 @@ pub(super) struct Activation {
     pub(super) items: Option<Handle>,
     /// The first record after its last one; it may leave memory once that many are applied.
     pub(super) settled_at: RecordSeq,
-    pub(super) last_used: Instant,
+    /// As [`Memory::millis`] counts.
+    pub(super) last_used: u64,
+    /// What it takes besides its encoded state, in bytes.
+    fixed: u32,
     /// Calls that wait while an async write runs.
     pub(super) waiting: VecDeque<Work>,
     /// How many reminders it has as of the last turn, if they were counted.
@@ -72,6 +79,11 @@ impl Activation {
             return fresh(&*self.kind, items);
         }
         decode(items, || self.kind.decode(&self.bytes[FINGERPRINT_BYTES..]))
+    }
+
+    /// What it takes of the node's memory, by estimate: the state once as it is and once encoded.
+    pub(super) fn cost(&self) -> u64 {
+        u64::from(self.fixed) + 2 * self.bytes.len() as u64
     }
 
     /// Whether it may leave memory.
@@ -150,18 +162,21 @@ impl Host {
         kind: &Arc<dyn Kind>,
         for_call: bool,
     ) -> Result<(), Fault> {
-        let now = self.shared.clock.instant();
+        let now = self.millis();
         if let Some(act) = self.activations.get_mut(actor) {
             act.last_used = now;
             return Ok(());
         }
         if self.activations.len() >= ACTIVATIONS_MAX && !self.make_room(now) && for_call {
-            HostCounters::add(&self.shared.counters.new_actors_refused, 1);
-            return Err(Fault::Overloaded {
-                what: "the memory for actors".into(),
-                at: format!("partition {}", self.partition),
-                limit: ACTIVATIONS_MAX as u64,
-            });
+            return Err(self.no_room("the number of actors in memory", ACTIVATIONS_MAX as u64));
+        }
+        if self.memory().is_full() {
+            // The others are told by whoever has finished a message; here nobody is waited for.
+            self.let_leave(BATCH, Duration::ZERO, u64::MAX, Reason::Memory);
+            if self.memory().is_full() && for_call {
+                let budget = self.memory().budget();
+                return Err(self.no_room("the memory for actors", budget));
+            }
         }
         let stored = self
             .shared
@@ -171,7 +186,7 @@ impl Host {
         let items = kind.has_collections().then(|| {
             Handle::of(actor.clone(), self.group, self.shared.rows.clone(), self.collection_ids.clone())
         });
-        let (state, bytes) = match stored {
+        let (mut state, bytes) = match stored {
             None => {
                 if for_call {
                     self.admit_newcomer()?;
@@ -189,6 +204,8 @@ impl Host {
                 Err(misread) => return Err(self.unreadable(actor, misread)),
             },
         };
+        self.wake(actor, &**kind, &mut *state)?;
+        let fixed = ACTIVATION_BYTES + (actor.as_str().len() + size_of_val(&*state)) as u64;
         let act = Activation {
             kind: kind.clone(),
             state: Some(state),
@@ -196,14 +213,56 @@ impl Host {
             items,
             settled_at: RecordSeq(0),
             last_used: now,
+            fixed: u32::try_from(fixed).unwrap_or(u32::MAX),
             waiting: VecDeque::new(),
             reminders: None,
             timers: BTreeMap::new(),
             events: events::Kept::default(),
         };
+        self.memory().charge(act.cost());
+        self.memory().note_made();
+        self.by_use.push(Reverse((now, actor.clone())));
         self.activations.insert(actor.clone(), act);
         self.gauges.resident.store(self.activations.len() as u64, Ordering::Relaxed);
+        self.show_oldest();
         Ok(())
+    }
+
+    fn no_room(&self, what: &str, limit: u64) -> Fault {
+        HostCounters::add(&self.shared.counters.new_actors_refused, 1);
+        let at = format!("partition {} on node {}", self.partition, self.shared.node);
+        Fault::Overloaded { what: what.to_owned(), at, limit }
+    }
+
+    /// Tells a state that has come into memory, if its kind wants to know.
+    pub(super) fn wake(&self, actor: &ActorId, kind: &dyn Kind, state: &mut dyn State) -> Result<(), Fault> {
+        if !kind.options().hooks.activated {
+            return Ok(());
+        }
+        state.activated(self.hook_env("activated", actor))
+    }
+
+    fn hook_env(&self, hook: &str, actor: &ActorId) -> TurnEnv {
+        let request = self.unattended(hook, actor, self.epoch.0, 0, "");
+        self.env(actor.clone(), Vec::new(), request, false, self.patience())
+    }
+
+    pub(super) fn memory(&self) -> &Memory {
+        &self.shared.counters.memory
+    }
+
+    fn millis(&self) -> u64 {
+        self.memory().millis(self.shared.clock.instant())
+    }
+
+    /// The state that its last record says has changed.
+    pub(super) fn replace_bytes(&mut self, actor: &ActorId, bytes: &Bytes) {
+        let Some(act) = self.activations.get_mut(actor) else { return };
+        let before = act.cost();
+        act.bytes = bytes.clone();
+        let after = act.cost();
+        self.memory().charge(after);
+        self.memory().release(before);
     }
 
     /// Lets a call wake an actor without a row, unless that happens too often.
@@ -223,22 +282,99 @@ impl Host {
 
     /// Lets idle actors leave memory before their time; says whether there is room now. Looks through them
     /// once a second at most.
-    fn make_room(&mut self, now: Instant) -> bool {
-        if self.made_room.is_none_or(|made| now.saturating_duration_since(made) >= ROOM_IDLE) {
+    fn make_room(&mut self, now: u64) -> bool {
+        let idle = ROOM_IDLE.as_millis() as u64;
+        if self.made_room.is_none_or(|made| now.saturating_sub(made) >= idle) {
             self.made_room = Some(now);
-            self.let_idle_leave(now, ROOM_IDLE);
+            self.let_leave(usize::MAX, ROOM_IDLE, u64::MAX, Reason::Number);
         }
         self.activations.len() < ACTIVATIONS_MAX
     }
 
-    /// Lets actors leave memory that have been idle for this long. Not by record time, which stands still after
-    /// a clock that was ahead.
-    pub(super) fn let_idle_leave(&mut self, now: Instant, idle: Duration) {
-        let applied = self.applied;
-        let idle =
-            |act: &Activation| act.idle(applied) && now.saturating_duration_since(act.last_used) >= idle;
-        self.activations.retain(|_, act| !idle(act));
-        self.gauges.resident.store(self.activations.len() as u64, Ordering::Relaxed);
+    /// Has actors leave while the node uses more than its budget for them: here, if the one used longest ago
+    /// is here, else where it is.
+    pub(super) fn relieve(&mut self) {
+        if self.memory().is_above()
+            && self.memory().oldest_is_of(self.partition)
+            && self.let_oldest_leave() > 0
+            && self.memory().is_above()
+        {
+            // By now somebody else may have the oldest one.
+            let _ = self.memory().oldest_is_of(self.partition);
+        }
+    }
+
+    /// The host was told that it has the one used longest ago. Gives how many left; where none can, nobody
+    /// else is told now, or hosts would tell each other for ever.
+    pub(super) fn on_relieve(&mut self) -> usize {
+        self.shown.take_asked();
+        if self.memory().is_above() { self.let_oldest_leave() } else { 0 }
+    }
+
+    /// Lets those leave that were used no later than the oldest of other hosts, or not much.
+    fn let_oldest_leave(&mut self) -> usize {
+        let used_before = self.memory().oldest_elsewhere(self.partition).saturating_add(TOGETHER_MS);
+        self.let_leave(BATCH, Duration::ZERO, used_before, Reason::Memory)
+    }
+
+    /// Lets up to `most` actors leave memory that have been idle for so long, those first that were used
+    /// longest ago, and none that was used after `used_before`; for want of memory, until there is enough.
+    /// Gives how many did.
+    pub(super) fn let_leave(
+        &mut self,
+        most: usize,
+        idle: Duration,
+        used_before: u64,
+        reason: Reason,
+    ) -> usize {
+        let now = self.millis();
+        let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
+        let (mut left, mut looks) = (0, most.saturating_mul(2));
+        while left < most && looks > 0 && !(reason == Reason::Memory && self.memory().is_relieved()) {
+            let old = |at: u64| now.saturating_sub(at) >= idle && at <= used_before;
+            if !self.by_use.peek().is_some_and(|Reverse((at, _))| old(*at)) {
+                break;
+            }
+            let Some(Reverse((at, actor))) = self.by_use.pop() else { break };
+            looks -= 1;
+            let Some(act) = self.activations.get(&actor) else { continue };
+            if act.last_used > at {
+                self.by_use.push(Reverse((act.last_used, actor)));
+            } else if !act.idle(self.applied) {
+                // Its record is on its way, or somebody waits: looked at again as if used now.
+                self.by_use.push(Reverse((now.max(at + 1), actor)));
+            } else {
+                self.passivate(&actor, reason);
+                left += 1;
+            }
+        }
+        if left > 0 {
+            let room = 2 * self.activations.len().max(BATCH);
+            if self.activations.capacity() > 2 * room {
+                self.activations.shrink_to(room);
+                self.by_use.shrink_to(room);
+            }
+            self.gauges.resident.store(self.activations.len() as u64, Ordering::Relaxed);
+        }
+        self.show_oldest();
+        left
+    }
+
+    fn passivate(&mut self, actor: &ActorId, reason: Reason) {
+        let Some(mut act) = self.activations.remove(actor) else { return };
+        self.memory().release(act.cost());
+        self.memory().note_left(reason);
+        if act.kind.options().hooks.passivating
+            && let Some(state) = &mut act.state
+            && let Err(fault) = state.passivating(self.hook_env("passivating", actor))
+        {
+            tracing::warn!(%actor, %fault, "an actor that leaves memory failed in its hook; it leaves all the same");
+        }
+    }
+
+    fn show_oldest(&self) {
+        let oldest = self.by_use.peek().map_or(u64::MAX, |Reverse((at, _))| *at);
+        self.shown.oldest.store(oldest, Ordering::Relaxed);
     }
 
     /// The state after a turn, behind its fingerprint, and whether it differs from the last record's.
@@ -275,5 +411,14 @@ impl Host {
         let size = schema.len();
         let seq = self.append(Record::Schema { fingerprint, schema }, size);
         self.owed.push_back(Owed::nothing(seq));
+    }
+}
+
+impl Drop for Host {
+    /// What its actors took is free for those of other hosts.
+    fn drop(&mut self) {
+        let memory = self.memory();
+        memory.leave(self.partition, &self.shown);
+        memory.release(self.activations.values().map(Activation::cost).sum());
     }
 }

@@ -13,8 +13,10 @@ mod dead;
 pub(crate) mod events;
 mod items;
 mod lines;
+pub(crate) mod memory;
 pub(crate) mod newcomers;
 mod owed;
+mod places;
 mod reads;
 pub(crate) mod reminders;
 pub(crate) mod stale;
@@ -22,6 +24,7 @@ pub(crate) mod sweep;
 pub(crate) mod timers;
 pub(crate) mod turns;
 mod unrecorded;
+pub(crate) mod workers;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -161,6 +164,8 @@ pub(crate) enum HostMessage {
     CancelReminder { actor: ActorId, name: String, told: oneshot::Sender<Result<bool, Fault>> },
     /// Time for housekeeping.
     Sweep,
+    /// It has the actor that was used longest ago on a node without memory for more.
+    Relieve,
 }
 
 impl ractor::Message for HostMessage {}
@@ -224,6 +229,10 @@ pub(crate) struct HostCounters {
     pub(crate) newcomers: newcomers::Newcomers,
     /// Dead letters.
     pub(crate) dead: DeadCounts,
+    /// The memory they may take.
+    pub(crate) memory: memory::Memory,
+    /// Async turns of kinds that limit them.
+    pub(crate) places: places::Places,
 }
 
 /// Counts of dead letters.
@@ -257,6 +266,11 @@ pub(crate) struct Gauges {
 }
 
 impl HostCounters {
+    /// Those of a node whose actors may take so many bytes of memory.
+    pub(crate) fn within(actors_bytes: u64) -> Self {
+        Self { memory: memory::Memory::new(actors_bytes), ..Self::default() }
+    }
+
     pub(crate) fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
     }

@@ -116,12 +116,18 @@ impl StaleReads {
                 if !standing.is_still(view) {
                     continue;
                 }
+                if kind.options().hooks.activated {
+                    state.activated(self.env(group, call, &caller))?;
+                }
                 let turn = state.run_async(method, call.args.clone(), self.env(group, call, &caller));
                 match tokio::time::timeout_at(call.deadline.into(), turn).await {
                     Ok((_, finished)) => finished,
                     Err(_) => return Err(Fault::TimedOut { actor: call.target.to_string() }),
                 }
             } else {
+                if kind.options().hooks.activated {
+                    state.activated(self.env(group, call, &caller))?;
+                }
                 let finished = state.run(method, call.args.clone(), self.env(group, call, &caller));
                 if !standing.is_still(view) {
                     continue;

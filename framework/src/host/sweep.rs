@@ -6,6 +6,7 @@ use perennial_core::partition::record::Record;
 use perennial_core::partition::rows;
 use perennial_core::time::Millis;
 
+use super::memory::Reason;
 use super::owed::Owed;
 use super::{Host, HostMessage};
 
@@ -21,7 +22,7 @@ const FORGET_PAUSE: Duration = Duration::from_millis(50);
 impl Host {
     /// Lets idle actors leave memory and forgets replies whose time is over.
     pub(super) fn sweep(&mut self) {
-        self.let_idle_leave(self.shared.clock.instant(), Duration::from_millis(IDLE_MS_MAX));
+        self.let_leave(usize::MAX, Duration::from_millis(IDLE_MS_MAX), u64::MAX, Reason::Idle);
         self.sweep_events();
         let more = self.forget_old(self.now()) | self.forget_items();
         self.tell_after(if more { FORGET_PAUSE } else { SWEEP_PERIOD }, HostMessage::Sweep);

@@ -4,7 +4,8 @@
 //! activations. The outcome becomes a record, the record goes into the pack, and what the turn owes waits
 //! until the record is applied. A turn that fails leaves no record and its state is decoded anew.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,21 +14,23 @@ use foldhash::fast::FixedState;
 use futures_util::FutureExt;
 use perennial_core::id::{ActorId, GroupId, LogIndex, PartitionId, RecordSeq, RequestId, SessionId, Term};
 use perennial_core::partition::dedup::KEPT_BYTES_MAX;
-use perennial_core::partition::record::{Cause, Keep, Message, RECORD_BYTES_MAX, Record, ReminderRow, Turn};
+use perennial_core::partition::record::{Cause, Keep, Message, Record, ReminderRow, Turn};
 use perennial_core::partition::{Known, OutboxItem, Partition, rows};
 use perennial_core::time::Millis;
 use ractor::ActorRef;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::activation::Activation;
 use super::lines::{InLine, OutLine};
+use super::memory::Shown;
 use super::owed::{Owed, Pack, proposal};
 use super::reads::Reads;
 use super::sweep::SWEEP_PERIOD;
 use super::unrecorded::Unrecorded;
 use super::{
-    Ended, Gauges, HostCall, HostCounters, HostMessage, HostShared, MAILBOX_CALLS_MAX, Opening, ReplyTo,
-    STATE_BYTES_MAX, TurnDone, events, items, reminders,
+    Ended, Gauges, HostCall, HostCounters, HostMessage, HostShared, Opening, ReplyTo, TurnDone, events,
+    items, reminders,
 };
 use crate::actor::{Answer, Args, Finished, Format, Kind, Unusable, caught};
 use crate::app::Kinds;
@@ -35,6 +38,7 @@ use crate::call::{Answered, LASTING};
 use crate::collections::Ids;
 use crate::ctx::{Effects, TurnEnv};
 use crate::error::Fault;
+use crate::options::Limits;
 
 /// How long the reply to an idempotency key is kept, in milliseconds of record time.
 pub const KEYED_REPLY_KEEP_MS: u64 = 24 * 60 * 60 * 1000;
@@ -99,6 +103,14 @@ impl HostCall {
     }
 }
 
+/// Retries of a call that waits or runs right now.
+#[derive(Default)]
+struct Joined {
+    replies: Vec<ReplyTo>,
+    /// When the last of them gives up.
+    until: Option<Instant>,
+}
+
 /// What an async turn carries along.
 pub(crate) enum Running {
     /// A write; the actor waits for it.
@@ -110,6 +122,16 @@ pub(crate) enum Running {
 /// The kind of an actor and the number of a handler.
 pub(super) fn handler(kinds: &Kinds, actor: &ActorId, method: &str) -> Result<(Arc<dyn Kind>, usize), Fault> {
     let kind = kinds.get(actor.kind())?;
+    if kind.options().pool.is_some() {
+        // Calls go to workers and not to a host, so this is a message or a reminder.
+        let why = "its kind is stateless, so it takes calls, but no messages and no reminders";
+        return Err(Fault::BadName(format!("{actor}: {why}")));
+    }
+    numbered(kind, method)
+}
+
+/// A kind and the number of a handler.
+pub(super) fn numbered(kind: &Arc<dyn Kind>, method: &str) -> Result<(Arc<dyn Kind>, usize), Fault> {
     match kind.methods().iter().position(|m| m.name == method) {
         Some(position) => Ok((kind.clone(), position)),
         None => Err(Fault::UnknownMethod {
@@ -137,11 +159,15 @@ pub(crate) struct Host {
     pub(super) applied: RecordSeq,
     pub(super) applied_index: LogIndex,
     pub(super) activations: HashMap<ActorId, Activation, FixedState>,
+    /// Each of them, by when it was used, or earlier.
+    pub(super) by_use: BinaryHeap<Reverse<(u64, ActorId)>>,
+    /// What other hosts of the node see of this one.
+    pub(super) shown: Arc<Shown>,
     pack: Pack,
     pub(super) owed: std::collections::VecDeque<Owed>,
     pub(super) reads: Reads,
     /// Retries of calls that wait or run right now.
-    joined: HashMap<RequestId, Vec<ReplyTo>, FixedState>,
+    joined: HashMap<RequestId, Joined, FixedState>,
     /// Replies kept as rows that are not applied yet.
     keyed: HashMap<RequestId, Bytes, FixedState>,
     unrecorded: Unrecorded,
@@ -162,7 +188,7 @@ pub(crate) struct Host {
     /// The actor whose oldest event was looked at last, while there are more.
     pub(super) events_swept: Option<ActorId>,
     /// When idle actors were last made to leave before their time.
-    pub(super) made_room: Option<Instant>,
+    pub(super) made_room: Option<u64>,
     /// The record that last forgot kept replies.
     pub(super) forgetting: Option<RecordSeq>,
     /// Schemas known to be in the log, by fingerprint.
@@ -183,6 +209,7 @@ impl Host {
     pub(super) fn new(opening: Opening, mailbox: ActorRef<HostMessage>, gauges: Arc<Gauges>) -> Self {
         let mut spec = opening.meta;
         spec.open(opening.epoch);
+        let shown = opening.shared.counters.memory.enter(opening.partition, mailbox.clone());
         let host = Self {
             partition: opening.partition,
             group: GroupId::of(opening.partition),
@@ -194,6 +221,8 @@ impl Host {
             applied: RecordSeq(0),
             applied_index: opening.applied,
             activations: HashMap::default(),
+            by_use: BinaryHeap::new(),
+            shown,
             pack: Pack::default(),
             owed: std::collections::VecDeque::new(),
             reads: Reads::default(),
@@ -248,7 +277,13 @@ impl Host {
             HostMessage::Reminders { query, told } => self.on_reminders(&query, told),
             HostMessage::CancelReminder { actor, name, told } => self.on_cancel_reminder(actor, name, told),
             HostMessage::Sweep => self.sweep(),
+            HostMessage::Relieve => {
+                if self.on_relieve() == 0 {
+                    return;
+                }
+            }
         }
+        self.relieve();
         self.flush();
     }
 
@@ -311,7 +346,8 @@ impl Host {
                 }
                 // It waits for a turn that has room already.
                 if let Some(joined) = self.joined.get_mut(&call.request) {
-                    joined.push(reply);
+                    joined.replies.push(reply);
+                    joined.until = joined.until.max(Some(call.deadline));
                     return None;
                 }
                 if !call.keyed && !self.spec.dedup().has_room(call.request.session, call.ack_below) {
@@ -355,7 +391,7 @@ impl Host {
         }
     }
 
-    fn env(
+    pub(super) fn env(
         &self,
         me: ActorId,
         path: Vec<ActorId>,
@@ -374,6 +410,10 @@ impl Host {
             return self.refuse_or_wait(call, reply, fault);
         }
         let asynchronous = kind.methods()[method].asynchronous;
+        let place = match asynchronous.then(|| self.place(&*kind)).transpose() {
+            Ok(place) => place.flatten(),
+            Err(fault) => return self.refuse(reply, fault),
+        };
         let lasting = call.lasting();
         let env = self.env(call.target.clone(), call.path, call.request, lasting, call.deadline);
         let Some(act) = self.activations.get_mut(&call.target) else { return };
@@ -383,16 +423,18 @@ impl Host {
             return self.answer_as_read(reply, answered);
         }
         // While an async write runs, and for async reads: a copy as of the last record.
-        let mut copy = match act.copy() {
+        let copy = act.copy().map_err(|why| self.storage_fault("state", &call.target, &why));
+        let copy = copy.and_then(|mut copy| {
+            self.wake(&call.target, &*kind, &mut *copy)?;
+            Ok(copy)
+        });
+        let mut copy = match copy {
             Ok(copy) => copy,
-            Err(why) => {
-                let fault = self.storage_fault("state", &call.target, &why);
-                return self.refuse(reply, fault);
-            }
+            Err(fault) => return self.refuse(reply, fault),
         };
         if asynchronous {
             let turn = copy.run_async(method, call.args, env);
-            return self.spawn(call.target, Running::Read(reply), turn, call.deadline);
+            return self.spawn(call.target, Running::Read(reply), turn, call.deadline, place);
         }
         let finished = copy.run(method, call.args, env);
         let answered = self.answered(finished.answer);
@@ -404,15 +446,20 @@ impl Host {
         if let Some(act) = self.activations.get_mut(&actor)
             && act.state.is_none()
         {
-            if act.waiting.len() >= MAILBOX_CALLS_MAX
+            let limit = act.kind.options().limits.mailbox;
+            if matches!(work, Work::Call(..)) && act.waiting.len() >= limit as usize {
+                self.drop_late(&actor);
+            }
+            let Some(act) = self.activations.get_mut(&actor) else { return };
+            if act.waiting.len() >= limit as usize
                 && let Work::Call(_, reply) = work
             {
                 HostCounters::add(&self.shared.counters.overloaded, 1);
-                let (what, limit) = ("the mailbox".to_owned(), MAILBOX_CALLS_MAX as u64);
+                let (what, limit) = ("the mailbox".to_owned(), limit.into());
                 return self.refuse(reply, Fault::Overloaded { what, at: actor.to_string(), limit });
             }
             if let Work::Call(call, _) = &work {
-                self.joined.insert(call.request, Vec::new());
+                self.joined.insert(call.request, Joined::default());
             }
             act.waiting.push_back(work);
             return;
@@ -420,7 +467,52 @@ impl Host {
         self.run(actor, work);
     }
 
+    /// When the last of those gives up who wait for a call.
+    fn deadline_of(&self, call: &HostCall) -> Instant {
+        let joined = self.joined.get(&call.request).and_then(|joined| joined.until);
+        joined.unwrap_or(call.deadline).max(call.deadline)
+    }
+
+    /// Whether nobody waits for a call any more. One that came under an id of its own and was never begun
+    /// leaves no trace.
+    fn is_late(&self, work: &Work) -> bool {
+        match work {
+            Work::Call(call, _) => self.deadline_of(call) <= self.shared.clock.instant(),
+            Work::Message { .. } | Work::Reminder { .. } | Work::Timer { .. } => false,
+        }
+    }
+
+    /// Ends a call that was not begun within its deadline.
+    fn end_late(&mut self, work: Work) {
+        let Work::Call(call, reply) = work else { return };
+        let fault = Fault::TimedOut { actor: call.target.to_string() };
+        for joined in self.joined.remove(&call.request).unwrap_or_default().replies {
+            self.refuse(joined, fault.clone());
+        }
+        self.refuse(reply, fault);
+    }
+
+    /// Takes calls out of a full mailbox that nobody waits for any more.
+    fn drop_late(&mut self, actor: &ActorId) {
+        let Some(act) = self.activations.get_mut(actor) else { return };
+        let waiting = std::mem::take(&mut act.waiting);
+        let (late, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|work| self.is_late(work));
+        if let Some(act) = self.activations.get_mut(actor) {
+            act.waiting = waiting.into();
+        }
+        late.into_iter().for_each(|work| self.end_late(work));
+    }
+
+    /// A place for an async turn, if its kind limits them.
+    fn place(&self, kind: &dyn Kind) -> Result<Option<OwnedSemaphorePermit>, Fault> {
+        let place = self.shared.counters.places.take(kind, &self.shared.node);
+        place.inspect_err(|_| HostCounters::add(&self.shared.counters.overloaded, 1))
+    }
+
     fn run(&mut self, actor: ActorId, work: Work) {
+        if self.is_late(&work) {
+            return self.end_late(work);
+        }
         // While a reminder waited, a turn may have replaced or cancelled it: its row is gone.
         if let Work::Reminder { name, due, .. } = &work
             && !self.is_due(*due, &actor, name)
@@ -449,7 +541,8 @@ impl Host {
         }
         let (method, args, path, request, deadline) = match &work {
             Work::Call(call, _) => {
-                (call.method.as_str(), call.args.clone(), call.path.clone(), call.request, call.deadline)
+                let deadline = self.deadline_of(call);
+                (call.method.as_str(), call.args.clone(), call.path.clone(), call.request, deadline)
             }
             Work::Message { from, seq, item, .. } => {
                 let request = self.unattended("message", &actor, u64::from(from.0), *seq, "");
@@ -471,13 +564,14 @@ impl Host {
             }
         };
         let ready = handler(&self.shared.kinds, &actor, method).and_then(|(kind, method)| {
+            let place = if kind.methods()[method].asynchronous { self.place(&*kind)? } else { None };
             // A timer has an activation, and its turn is no use of it that would keep it in memory.
             if !matches!(work, Work::Timer { .. }) {
                 self.activate(&actor, &kind, matches!(work, Work::Call(..)))?;
             }
-            Ok((kind, method))
+            Ok((kind, method, place))
         });
-        let (kind, method) = match ready {
+        let (kind, method, place) = match ready {
             Ok(ready) => ready,
             Err(fault) => return self.end_or_wait(actor, work, fault),
         };
@@ -499,7 +593,7 @@ impl Host {
                 self.joined.entry(call.request).or_default();
             }
             let turn = state.run_async(method, args, env);
-            return self.spawn(actor, Running::Write(work), turn, deadline);
+            return self.spawn(actor, Running::Write(work), turn, deadline, place);
         }
         let finished = state.run(method, args, env);
         act.state = Some(state);
@@ -507,7 +601,7 @@ impl Host {
     }
 
     /// The id of a turn without a caller; its nested calls derive theirs from it.
-    fn unattended(&self, what: &str, actor: &ActorId, a: u64, b: u64, name: &str) -> RequestId {
+    pub(super) fn unattended(&self, what: &str, actor: &ActorId, a: u64, b: u64, name: &str) -> RequestId {
         let mut bytes = Vec::with_capacity(64 + actor.as_str().len() + name.len());
         bytes.extend_from_slice(&self.partition.0.to_be_bytes());
         bytes.extend_from_slice(&a.to_be_bytes());
@@ -519,7 +613,7 @@ impl Host {
         RequestId { session: SessionId(perennial_core::hash::wide_hash(&bytes)), seq: 0 }
     }
 
-    fn patience(&self) -> Instant {
+    pub(super) fn patience(&self) -> Instant {
         self.shared.clock.instant() + UNATTENDED_TURN_MAX
     }
 
@@ -530,10 +624,11 @@ impl Host {
         work: Running,
         turn: crate::actor::BoxFuture<'static, (Option<Box<dyn crate::actor::State>>, Finished)>,
         deadline: Instant,
+        place: Option<OwnedSemaphorePermit>,
     ) {
         let name = actor.to_string();
         let mut turn = Box::pin(async move {
-            let mut turn = turn;
+            let (mut turn, _place) = (turn, place);
             let ended = tokio::time::timeout_at(deadline.into(), &mut turn).await;
             // A handler that is cut off may panic as it is dropped.
             let _ = caught("when dropped", || {
@@ -589,8 +684,9 @@ impl Host {
             Ok(encoded) => encoded,
             Err(fault) => return self.undo(actor, work, Answer::Fault(fault)),
         };
-        if bytes.len() > STATE_BYTES_MAX {
-            let fault = too_large("the state", &actor, bytes.len(), STATE_BYTES_MAX);
+        let limits = self.activations.get(&actor).map_or(Limits::DEFAULT, |act| act.kind.options().limits);
+        if bytes.len() > limits.state_bytes as usize {
+            let fault = too_large("the state", &actor, bytes.len(), limits.state_bytes as usize);
             return self.undo(actor, work, Answer::Fault(fault));
         }
         let draft = self.take_items(&actor, &mut effects);
@@ -602,8 +698,8 @@ impl Host {
             return self.end_unrecorded(&actor, work, answer);
         }
         let size = effects_size(&effects) + bytes.len() + answer_size(&answer);
-        if size > RECORD_BYTES_MAX {
-            let fault = too_large("the record of a turn", &actor, size, RECORD_BYTES_MAX);
+        if size > limits.record_bytes as usize {
+            let fault = too_large("the record of a turn", &actor, size, limits.record_bytes as usize);
             return self.undo(actor, work, Answer::Fault(fault));
         }
         // Messages are exempt: two partitions whose messages answer each other would wait for ever.
@@ -666,15 +762,22 @@ impl Host {
         if !matches!(work, Work::Call(..)) {
             answer = self.passing(&actor, answer);
         }
-        if let Some(act) = self.activations.get_mut(&actor) {
+        if let Some(act) = self.activations.get(&actor) {
             if let Some(items) = &act.items {
                 drop(items.take_draft());
             }
-            act.state = Some(act.reload().unwrap_or_else(|why| {
+            let reloaded = act.reload().and_then(|mut state| {
+                self.wake(&actor, &*act.kind, &mut *state).map_err(|fault| fault.to_string())?;
+                Ok(state)
+            });
+            let state = reloaded.unwrap_or_else(|why| {
                 // Calls of this actor fail and say why; each of them tries to read it anew.
                 tracing::error!(%actor, why, "a state cannot be read back");
                 Box::new(Unusable { what: "state".into(), why })
-            }));
+            });
+            if let Some(act) = self.activations.get_mut(&actor) {
+                act.state = Some(state);
+            }
         }
         if let Work::Reminder { name, due, .. } = &work
             && !self.is_due(*due, &actor, name)
@@ -713,7 +816,7 @@ impl Host {
                 self.unrecorded.keep(call.request, &answer, self.now());
             }
             let answered = self.answered(answer);
-            for joined in self.joined.remove(&call.request).unwrap_or_default() {
+            for joined in self.joined.remove(&call.request).unwrap_or_default().replies {
                 self.answer_as_read(joined, answered.clone());
             }
             self.answer_as_read(reply, answered);
@@ -741,10 +844,10 @@ impl Host {
         owed.items = (!effects.items.is_empty()).then(|| actor.clone());
         HostCounters::add(&self.shared.counters.events, u64::from(published));
         let next = RecordSeq(self.spec.next_record().0 + 1);
+        if let Some(state) = &state {
+            self.replace_bytes(&actor, state);
+        }
         if let Some(act) = self.activations.get_mut(&actor) {
-            if let Some(state) = &state {
-                act.bytes = state.clone();
-            }
             act.settled_at = next;
         }
         let turn = Turn {
@@ -779,7 +882,7 @@ impl Host {
                     Answer::Ok(bytes) => bytes.clone(),
                     Answer::App(_) | Answer::Fault(_) => unreachable!("an undone call leaves no record"),
                 };
-                owed.joined = self.joined.remove(&call.request).unwrap_or_default();
+                owed.joined = self.joined.remove(&call.request).unwrap_or_default().replies;
                 owed.answer = Some((reply, self.answered(answer)));
                 let keep = if call.keyed {
                     self.keyed.insert(call.request, bytes.clone());

@@ -10,6 +10,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::Inner;
+use crate::host::memory::Reason;
+use crate::host::workers::{PoolFigures, Workers};
 
 /// Registers the node's metrics.
 pub(super) fn register(inner: &Arc<Inner>) {
@@ -61,6 +63,8 @@ impl Collector for NodeCollector {
                 of(&hosts.new_actors_refused),
             ),
         ];
+        let memory = &hosts.memory;
+        counts.push(("perennial_activations_made", "Actors that came into memory", memory.made()));
         let replica = inner.replica().map(|replica| replica.metrics());
         if let Some(replica) = &replica {
             counts.extend([
@@ -125,11 +129,40 @@ impl Collector for NodeCollector {
             let counter = ConstCounter::new(count);
             counter.encode(family.encode_family(&[("reason", reason)])?)?;
         }
+        let help = "Actors that left memory, by reason";
+        let mut family =
+            encoder.encode_descriptor("perennial_passivations", help, None, MetricType::Counter)?;
+        for reason in Reason::ALL {
+            let counter = ConstCounter::new(memory.left(reason));
+            counter.encode(family.encode_family(&[("reason", reason.label())])?)?;
+        }
+        let pools = inner.router.workers().map(Workers::figures).unwrap_or_default();
+        type Count = fn(&PoolFigures) -> u64;
+        let counters: [(&str, &str, Count); 2] = [
+            ("perennial_worker_calls", "Calls that stateless workers began, by kind", |pool| pool.calls),
+            ("perennial_worker_calls_refused", "Calls refused because a pool was full", |pool| pool.refused),
+        ];
+        for (name, help, value) in counters.into_iter().filter(|_| !pools.is_empty()) {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for pool in &pools {
+                ConstCounter::new(value(pool)).encode(family.encode_family(&[("kind", pool.kind)])?)?;
+            }
+        }
+        if !pools.is_empty() {
+            let (name, help) = ("perennial_workers_running", "Stateless workers with a call, by kind");
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for pool in &pools {
+                let running = ConstGauge::new(pool.running as i64);
+                running.encode(family.encode_family(&[("kind", pool.kind)])?)?;
+            }
+        }
         let gauges = [
             ("perennial_dead_letters", "Dead letters kept by partitions led here", inner.hosts.dead()),
             ("perennial_partitions_led", "Partitions led here", inner.hosts.len() as u64),
             ("perennial_activations", "Actors in memory here", inner.hosts.resident()),
             ("perennial_actors_parked", "Actors here whose state cannot be read", inner.hosts.parked()),
+            ("perennial_activation_bytes", "Memory that they take, by estimate", memory.used()),
+            ("perennial_activation_bytes_max", "Memory that they may take", memory.budget()),
             (
                 "perennial_ready",
                 "1 when calls can be served from here",

@@ -45,9 +45,11 @@ use crate::clock::Clock;
 use crate::dead::DeadLetters;
 use crate::error::Fault;
 use crate::host::stale::{STALE_READS_MAX, StaleReads};
+use crate::host::workers::Workers;
 use crate::host::{HostCounters, Hosts};
 use crate::link::tls::{self, Tls};
 use crate::link::{ClusterTransport, Control, Handlers, ItemStream, LinkConfig, LinkError, NodeTransport};
+use crate::options::Pool;
 use crate::protocol::{Question, Response};
 use crate::replica::{
     GroupConfig, MachineFactory, Refusal, Replica, ReplicaConfig, ReplicaFault, ReplicaHandle,
@@ -100,6 +102,8 @@ pub struct NodeConfig {
     pub zone: Option<String>,
     /// Share of the load, 100 being usual.
     pub weight: u32,
+    /// Memory that its actors may take, in bytes, by estimate; those used longest ago leave it.
+    pub actors_bytes: u64,
 }
 
 /// Why a node did not start.
@@ -209,6 +213,7 @@ struct Ground {
     identity: Identity,
     clock: Clock,
     replicas: Replicas,
+    actors_bytes: u64,
 }
 
 /// What waits for its task until the links are there.
@@ -220,7 +225,7 @@ struct Unstarted {
 
 impl Unstarted {
     fn new(ground: Ground) -> Self {
-        let Ground { app, mut spec, address, folder, identity, clock, replicas } = ground;
+        let Ground { app, mut spec, address, folder, identity, clock, replicas, actors_bytes } = ground;
         spec.build = app.build();
         let (lifecycle, lifecycles) = mpsc::unbounded_channel();
         let (admit, admissions) = mpsc::channel(16);
@@ -244,7 +249,7 @@ impl Unstarted {
             current,
             names: RwLock::default(),
             lifecycle,
-            counters: Arc::default(),
+            counters: Arc::new(HostCounters::within(actors_bytes)),
             registry: Arc::default(),
             failed: watch::Sender::new(None),
             stopping: CancellationToken::new(),
@@ -270,6 +275,8 @@ impl Unstarted {
         let Self { inner, lifecycles, admissions } = self;
         let _ = inner.transport.set(transport.clone());
         inner.router.set_network(Arc::new(MeshNetwork(transport)));
+        let workers = Workers::new(inner.node.clone(), inner.app.kinds(), inner.clock.clone());
+        inner.router.set_workers(workers);
         metrics::register(&inner);
         inner.spawn(hosting::run(inner.clone(), lifecycles));
         inner.spawn(service::admit(inner.clone(), admissions));
@@ -307,7 +314,9 @@ impl Node {
                 .map_err(|error| StartError::Data { path: config.data.clone(), why: error.to_string() })?;
         }
         let (clock, replicas) = (Clock::System, Replicas::Folder);
-        let unstarted = Unstarted::new(Ground { app, spec, address, folder, identity, clock, replicas });
+        let actors_bytes = config.actors_bytes;
+        let unstarted =
+            Unstarted::new(Ground { app, spec, address, folder, identity, clock, replicas, actors_bytes });
         let link_config = LinkConfig::default();
         let admission = Arc::new(service::Doorkeeper::new(&unstarted.inner));
         let handlers = unstarted.handlers();
@@ -634,6 +643,9 @@ impl Network for MeshNetwork {
 impl Caller for Node {
     fn call(&self, call: Outbound) -> BoxFuture<'static, Answered> {
         RouterCaller(self.inner.router.clone()).call(call)
+    }
+    fn call_worker(&self, call: Outbound, pool: Pool) -> BoxFuture<'static, Answered> {
+        RouterCaller(self.inner.router.clone()).call_worker(call, pool)
     }
     fn subscribe(&self, actor: ActorId, from: EventsFrom) -> EventStream {
         RouterCaller(self.inner.router.clone()).subscribe(actor, from)

@@ -154,6 +154,21 @@ impl Service for NodeService {
             return reply.send(encode(&Response::Refused(fault)));
         }
         match question {
+            Question::Call(call) if let Some(pool) = inner.router.pool_of(call.target.kind()) => {
+                reply.send(encode(&Response::Stateless(pool)));
+            }
+            Question::Work(call) => {
+                let target = call.target.clone();
+                let ended = move |ended| {
+                    let response = match ended {
+                        Ended::Answered(answered) => Response::Ended(answered),
+                        Ended::NotLeader => Response::NotLeader(None),
+                    };
+                    reply.send(answer(&target, &response));
+                };
+                let router = inner.router.clone();
+                inner.runtime.spawn(async move { router.work_here(call, Box::new(ended)) });
+            }
             Question::Call(call) if call.stale_ms.is_some() => {
                 let router = inner.router.clone();
                 inner.runtime.spawn(async move {
@@ -294,7 +309,11 @@ fn answer(target: &ActorId, response: &Response) -> Bytes {
 fn barred(from: &Peer, question: &Question, member: impl Fn(&NodeId) -> bool) -> Option<&'static str> {
     let announced = match question {
         // Who may call any actor may see and cancel what wakes it.
-        Question::Call(_) | Question::Routes | Question::Status | Question::OfLeader { .. } => return None,
+        Question::Call(_)
+        | Question::Work(_)
+        | Question::Routes
+        | Question::Status
+        | Question::OfLeader { .. } => return None,
         Question::Led | Question::Deliver(_) => None,
         Question::MemberUp(spec) => Some(&spec.node),
     };

@@ -51,6 +51,8 @@ pub struct Machine {
     pub clock: WallClock,
     /// Seed of the election jitter.
     pub seed: u64,
+    /// Memory that its actors may take, in bytes.
+    pub actors_bytes: u64,
     /// Who looks on.
     pub witness: Option<Arc<dyn Witness>>,
     /// A mistake planted on purpose.
@@ -123,6 +125,7 @@ impl Node {
             },
             clock: Clock::Tokio { start: tokio::time::Instant::now(), at: machine.clock.clone() },
             replicas: Replicas::Machine(Box::new(machine.clone())),
+            actors_bytes: machine.actors_bytes,
         };
         let unstarted = Unstarted::new(ground);
         let joined = machine.hub.join(machine.node.clone(), unstarted.handlers(), machine.link.clone()).await;
@@ -151,6 +154,12 @@ impl Node {
     /// The epoch in which it leads a partition, once calls can be served.
     pub(crate) fn leads(&self, partition: PartitionId) -> Option<Term> {
         self.inner.hosts.get(partition).map(|host| host.epoch)
+    }
+
+    /// Actors that came into memory here so far.
+    #[must_use]
+    pub fn activations(&self) -> u64 {
+        self.inner.counters.memory.made()
     }
 
     /// Whether it has links to another node.

@@ -19,6 +19,8 @@ use crate::app::App;
 use crate::call::{Actors, Caller};
 use crate::clock::{Clock, WallClock};
 use crate::dead::DeadLetters;
+use crate::host::memory::ACTORS_BYTES_DEFAULT;
+use crate::host::workers::Workers;
 use crate::host::{self, HostCounters, HostMessage, HostShared, Hosts, Log, Opening};
 use crate::replica::{MemoryRows, RowStore};
 use crate::router::{Router, RouterCaller};
@@ -34,6 +36,7 @@ pub struct TestApp {
     hosts: Arc<Hosts>,
     rows: Arc<dyn RowStore>,
     supervisor: ractor::ActorRef<Quiet>,
+    counters: Arc<HostCounters>,
 }
 
 impl TestApp {
@@ -42,13 +45,26 @@ impl TestApp {
     /// # Panics
     /// Outside a Tokio runtime.
     pub async fn new(app: App) -> Self {
-        Self::on(app, Arc::new(MemoryRows::default())).await
+        Self::with_memory(app, ACTORS_BYTES_DEFAULT).await
+    }
+
+    /// Starts it as a node whose actors may take so many bytes of memory; with few, they leave it all the time
+    /// and come back from what is stored.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub async fn with_memory(app: App, actors_bytes: u64) -> Self {
+        Self::start(app, Arc::new(MemoryRows::default()), actors_bytes).await
     }
 
     /// The same on rows that may be there already; for benchmarks. What partitions know beside their rows,
     /// such as answers of calls, begins anew.
     #[doc(hidden)]
     pub async fn on(app: App, rows: Arc<dyn RowStore>) -> Self {
+        Self::start(app, rows, ACTORS_BYTES_DEFAULT).await
+    }
+
+    async fn start(app: App, rows: Arc<dyn RowStore>, actors_bytes: u64) -> Self {
         let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");
         let node = NodeId::new("test").expect("a valid node id");
         let spec = MemberSpec::new(node.clone(), "test:1");
@@ -68,6 +84,8 @@ impl TestApp {
         });
         let clock =
             Clock::Tokio { start: tokio::time::Instant::now(), at: WallClock::new(Clock::System.now().0) };
+        router.set_workers(Workers::new(node.clone(), app.kinds(), clock.clone()));
+        let counters = Arc::new(HostCounters::within(actors_bytes));
         let caller = RouterCaller(router.clone());
         let shared = HostShared {
             node,
@@ -77,7 +95,7 @@ impl TestApp {
             caller: Arc::new(caller.clone()),
             courier: Arc::new(caller),
             clock,
-            counters: Arc::new(HostCounters::default()),
+            counters: counters.clone(),
             builds: Arc::new(host::builds::OneBuild),
         };
         let (supervisor, _) =
@@ -90,7 +108,25 @@ impl TestApp {
             hosts.open(host);
             router.leader(partition, EPOCH, Some(MemberId(1)));
         }
-        Self { router, hosts, rows, supervisor }
+        Self { router, hosts, rows, supervisor, counters }
+    }
+
+    /// Actors in memory.
+    #[must_use]
+    pub fn resident(&self) -> u64 {
+        self.hosts.resident()
+    }
+
+    /// Memory that they take, in bytes, by estimate.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        self.counters.memory.used()
+    }
+
+    /// How often an actor came into memory so far.
+    #[must_use]
+    pub fn activations(&self) -> u64 {
+        self.counters.memory.made()
     }
 
     /// Moves the paused clock on; reminders that come due meanwhile fire.

@@ -27,6 +27,7 @@ use crate::call::{Actors, Caller};
 use crate::client::Client;
 use crate::clock::{Clock, WallClock};
 use crate::dead::DeadLetters;
+use crate::host::memory::ACTORS_BYTES_DEFAULT;
 use crate::link::{LinkConfig, MemoryHub};
 use crate::node::{Backend, Machine, Node};
 use crate::replica::Disk;
@@ -60,6 +61,7 @@ pub struct TestClusterBuilder {
     nodes: usize,
     partitions: u32,
     seed: Option<u64>,
+    actors_bytes: u64,
 }
 
 impl TestClusterBuilder {
@@ -72,6 +74,13 @@ impl TestClusterBuilder {
     /// How many partitions, a power of two; eight unless told otherwise.
     pub fn partitions(mut self, partitions: u32) -> Self {
         self.partitions = partitions;
+        self
+    }
+
+    /// How many bytes of memory the actors of each node may take; those used longest ago leave it. With few,
+    /// they leave it all the time and come back from what is stored.
+    pub fn memory(mut self, actors_bytes: u64) -> Self {
+        self.actors_bytes = actors_bytes;
         self
     }
 
@@ -124,6 +133,7 @@ impl TestClusterBuilder {
         let machines: Vec<_> = machines.collect();
         let link = LinkConfig { backoff_max: BACKOFF_MAX, ..LinkConfig::default() };
         let world = World {
+            actors_bytes: self.actors_bytes,
             seed,
             state,
             machines,
@@ -174,7 +184,8 @@ impl TestCluster {
 
     /// A cluster with settings of its own.
     pub fn builder(app: App) -> TestClusterBuilder {
-        TestClusterBuilder { app, nodes: NODES, partitions: PARTITIONS, seed: None }
+        let actors_bytes = ACTORS_BYTES_DEFAULT;
+        TestClusterBuilder { app, nodes: NODES, partitions: PARTITIONS, seed: None, actors_bytes }
     }
 
     /// Numbers of all nodes, of those that are down too.
@@ -435,6 +446,7 @@ impl std::fmt::Debug for TestCluster {
 
 /// The machines and what is between them. Its own type, so that a start that panics ends it too.
 struct World {
+    actors_bytes: u64,
     seed: u64,
     /// As it was formed; replicas stay where they are.
     state: ClusterState,
@@ -517,6 +529,7 @@ impl World {
             pace: Arc::new(move || draw(&delays, DISK_MICROS_MAX)),
             clock: WallClock::new(now),
             seed,
+            actors_bytes: self.actors_bytes,
             witness: None,
             #[cfg(feature = "controls")]
             mistake: None,

@@ -157,6 +157,7 @@ async fn embedded(
         replication: REPLICATION_DEFAULT,
         zone: None,
         weight: 100,
+        actors_bytes: perennial::limits::ACTORS_BYTES_DEFAULT,
     };
     let running =
         Running::start(launch.app.clone(), config, Some(on(ports.http)), GatewayConfig::default()).await?;

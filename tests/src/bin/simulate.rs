@@ -99,7 +99,7 @@ fn one(args: &Args, seed: u64) -> ExitCode {
 fn text(report: &Report) -> String {
     let faults: Vec<_> = report.faults.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
     let mut text = format!(
-        "seed {}: {} ms, {} nodes; {}\n{} calls acknowledged, {} of them reads that may be behind, {} of unknown outcome; {} dead letters; {} leaderships, {} entries applied; digest {}",
+        "seed {}: {} ms, {} nodes; {}\n{} calls acknowledged, {} of them reads that may be behind, {} of unknown outcome; {} dead letters; {} activations; {} leaderships, {} entries applied; digest {}",
         report.seed,
         report.steps,
         report.nodes,
@@ -108,6 +108,7 @@ fn text(report: &Report) -> String {
         report.stale,
         report.unknown,
         report.died,
+        report.activations,
         report.epochs,
         report.applied,
         report.digest,
@@ -133,6 +134,7 @@ struct Sum {
     stale: u64,
     unknown: u64,
     died: u64,
+    activations: u64,
     applied: u64,
     served_after: Vec<u64>,
     stuck: u64,
@@ -190,6 +192,7 @@ fn add(sum: &mut Sum, seed: u64, outcome: Result<Report, String>) {
     sum.stale += report.stale;
     sum.unknown += report.unknown;
     sum.died += report.died;
+    sum.activations += report.activations;
     sum.applied += report.applied;
     sum.served_after.extend(report.served_after);
     sum.stuck += u64::from(report.stuck);
@@ -211,7 +214,7 @@ fn verdict(args: &Args, mut sum: Sum) -> ExitCode {
     };
     let ms = |time: Option<&u64>| time.map_or("-".to_owned(), |ms| format!("{ms} ms"));
     println!(
-        "{} seeds, {} simulated minutes, {} faults, {} calls acknowledged, {} of them reads that may be behind, {} of unknown outcome, {} dead letters, {} entries applied",
+        "{} seeds, {} simulated minutes, {} faults, {} calls acknowledged, {} of them reads that may be behind, {} of unknown outcome, {} dead letters, {} activations, {} entries applied",
         sum.seeds,
         sum.steps / 60_000,
         sum.faults.values().sum::<u64>(),
@@ -219,6 +222,7 @@ fn verdict(args: &Args, mut sum: Sum) -> ExitCode {
         sum.stale,
         sum.unknown,
         sum.died,
+        sum.activations,
         sum.applied
     );
     println!(

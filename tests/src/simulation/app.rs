@@ -8,6 +8,7 @@ use std::time::Duration;
 use perennial::prelude::*;
 use perennial::{Missed, When};
 
+use super::porter::Porter;
 use super::shelf::Shelf;
 
 /// Adds one.
@@ -219,4 +220,5 @@ pub fn app() -> App {
         .actor::<Agent>()
         .actor::<Shelf>()
         .actor::<Feed>()
+        .actor::<Porter>()
 }

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::app::{Agent, Alarm, BEATS, Counter, Metronome, Payment, Purse};
 use super::follow::Stretch;
 use super::invariants::stale::{Acknowledged, StaleRead};
+use super::porter;
 use super::shelf::{self, Book};
 use crate::nemesis::history::{Action, Op, Outcome};
 
@@ -81,6 +82,8 @@ pub struct Heard {
     pub audits: Vec<String>,
     /// Streams of events.
     pub streams: Vec<Stretch>,
+    /// Calls of porters; the actor is the counter.
+    pub carried: Vec<Told>,
     /// Acknowledged calls.
     pub acknowledged: u64,
     /// Faults that a caller cannot do anything about, which none of the faults here should cause.
@@ -271,6 +274,8 @@ pub struct Books {
     pub agents: Vec<(u64, i64, i64)>,
     /// Dead letters.
     pub dead: Vec<DeadLetter>,
+    /// The sums of the counters of porters.
+    pub carried: Vec<(String, i64)>,
 }
 
 /// Reads everything; `None` when one of the calls failed.
@@ -292,6 +297,7 @@ pub async fn read_books(client: &Client) -> Option<Books> {
     let dead = client.dead_letters().list(&DeadFilter::default(), usize::MAX).await;
     books.dead = dead.letters;
     books.shelves = shelf::read_books(client).await?;
+    books.carried = porter::read_books(client).await?;
     dead.unanswered.is_empty().then_some(books)
 }
 

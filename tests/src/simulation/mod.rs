@@ -12,6 +12,7 @@ pub mod invariants;
 pub mod load;
 pub mod newer;
 pub mod operator;
+pub mod porter;
 pub mod shelf;
 pub mod trace;
 pub mod world;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use perennial::Client;
 use perennial::core::id::NodeId;
+use perennial::limits::ACTIVATION_BYTES;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -51,6 +53,12 @@ const SETTLES_WITHIN_MS: u64 = 180_000;
 const CATCHES_UP_WITHIN_MS: u64 = 30_000;
 /// How often replicas are looked at that have to catch up, in milliseconds.
 const LOOK_MS: u64 = 100;
+/// Actors of the nodes of every second seed have memory for a few of them, and leave it all the time.
+const SCARCE_EVERY: u64 = 2;
+/// That memory, in bytes.
+const SCARCE_BYTES: u64 = 4 * ACTIVATION_BYTES;
+/// How often actors must have come into it at least; how often they are called follows from the seed.
+const SCARCE_ACTIVATIONS_MIN: u64 = 100;
 /// Within so long all nodes must have stopped, in milliseconds.
 const STOPS_WITHIN_MS: u64 = 30_000;
 
@@ -87,6 +95,9 @@ pub struct Report {
     /// Payments that were dead letters at some time.
     #[serde(default)]
     pub died: u64,
+    /// How often actors came into memory.
+    #[serde(default)]
+    pub activations: u64,
     /// Leaders that began.
     pub epochs: u64,
     /// Entries applied, on all replicas together.
@@ -115,6 +126,9 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
     let partitions = [2, 4, 8][random.random_range(0..3)];
     let mut world = World::new(options.seed, nodes, partitions, dir, options.loud)?;
     world.control = options.control;
+    if options.seed.is_multiple_of(SCARCE_EVERY) {
+        world.actors_bytes = SCARCE_BYTES;
+    }
     world.mixed = options.control == Some(Control::CarelessBuild) || options.seed.is_multiple_of(MIXED_EVERY);
     world.say(&format!("seed {}: {nodes} nodes, {partitions} partitions", options.seed));
     for at in 0..nodes {
@@ -149,6 +163,12 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
         let (shared, seed) = (shared.clone(), options.seed ^ 0xdead);
         let me = NodeId::new("operator").expect("it is a node id");
         async move { operator::operate(load::connect(&hub, &me, &ids, &link).await, seed, shared).await }
+    }));
+    drivers.push(world.clients.spawn({
+        let (hub, link, ids) = (world.hub.clone(), world.link.clone(), world.ids());
+        let (shared, seed) = (shared.clone(), options.seed ^ 0xb0a7);
+        let me = NodeId::new("sender").expect("it is a node id");
+        async move { porter::drive(load::connect(&hub, &me, &ids, &link).await, seed, shared).await }
     }));
     let mut faults = Faults::new(options.seed);
     let end = CALM_MS + options.faults_ms;
@@ -290,6 +310,7 @@ fn finish(
             invariants::every_metronome_beats_in_time(&heard.metronomes, &last),
             invariants::nested_calls_run_once(&heard.relays, &last),
             invariants::collections_hold_what_was_acknowledged(&heard.changes, &heard.audits, &last),
+            invariants::worker_calls_run_at_most_once(&heard.carried, &last),
         ]
     });
     drop(deaths);
@@ -305,6 +326,11 @@ fn finish(
             break;
         }
         faults.live_until(world, LOOK_MS, || false);
+    }
+    report.activations = world.activations();
+    if world.actors_bytes == SCARCE_BYTES && report.activations < SCARCE_ACTIVATIONS_MIN {
+        world
+            .found(Err(format!("with little memory, actors came into it {} times only", report.activations)));
     }
     if !world.stop_all(STOPS_WITHIN_MS) {
         return world.found(Err(format!("the nodes do not stop within {STOPS_WITHIN_MS} ms")));

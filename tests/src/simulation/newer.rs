@@ -5,6 +5,7 @@
 use perennial::prelude::*;
 
 use super::app::{Agent, Alarm, Feed, Payment, Purse as OldPurse};
+use super::porter::Porter;
 use super::shelf::Shelf;
 
 /// Adds one; another field, in another order.
@@ -89,11 +90,12 @@ pub fn app() -> App {
         .actor::<Agent>()
         .actor::<Shelf>()
         .actor::<Feed>()
+        .actor::<Porter>()
 }
 
 /// The older build with a mistake: it reads what the newer one has written and drops what it does not know.
 pub mod careless {
-    use super::{Agent, Alarm, App, Feed, OldPurse, Shelf, actor, data};
+    use super::{Agent, Alarm, App, Feed, OldPurse, Porter, Shelf, actor, data};
 
     /// Adds one.
     #[data(removed(by_newer))]
@@ -126,5 +128,6 @@ pub mod careless {
             .actor::<Agent>()
             .actor::<Shelf>()
             .actor::<Feed>()
+            .actor::<Porter>()
     }
 }

@@ -14,6 +14,7 @@ use perennial::core::id::{ClusterId, GroupId, LogIndex, NodeId, Term};
 use perennial::core::membership::MemberSpec;
 use perennial::core::partition::apply::read_batch;
 use perennial::core::placement::{ClusterMeta, ClusterState, form};
+use perennial::limits::ACTORS_BYTES_DEFAULT;
 use perennial::link::{LinkConfig, MemoryHub};
 use perennial::node::{Backend, Machine, Mistake, StartError, Witness};
 use perennial::replica::{Disk, DiskFault, GroupEvent};
@@ -224,8 +225,12 @@ pub struct World {
     pub now: u64,
     /// A mistake planted on purpose.
     pub control: Option<Control>,
+    /// Memory that the actors of each node may take.
+    pub actors_bytes: u64,
     /// Machines may start again with the newer build.
     pub mixed: bool,
+    /// How often actors came into memory on nodes that are gone.
+    made: u64,
     seed: u64,
     dir: String,
     cluster: ClusterState,
@@ -317,7 +322,9 @@ impl World {
             link,
             now: 0,
             control: None,
+            actors_bytes: ACTORS_BYTES_DEFAULT,
             mixed: false,
+            made: 0,
             seed,
             dir: format!("{}/", dir.display()),
             cluster,
@@ -392,6 +399,7 @@ impl World {
             }),
             clock: host.clock.clone(),
             seed: mix(self.seed, at as u64, host.starts),
+            actors_bytes: self.actors_bytes,
             witness: Some(Arc::new(NodeWitness { node: host.id.clone(), watching: self.watching.clone() })),
             mistake: self.control.and_then(Control::mistake),
         };
@@ -421,6 +429,7 @@ impl World {
 
     /// Ends a machine's node at once; what its disk took stays.
     pub fn kill(&mut self, at: usize) {
+        self.made += self.activations_of(at);
         let host = &mut self.hosts[at];
         host.disk.kill();
         host.life = Life::Down;
@@ -493,6 +502,19 @@ impl World {
         let asked = running.runtime.spawn(running.node.as_ref()?.status());
         self.live_until(STATUS_WITHIN_MS, || asked.is_finished());
         asked.now_or_never()?.ok()
+    }
+
+    /// How often actors came into memory, on all nodes.
+    pub fn activations(&mut self) -> u64 {
+        self.made + (0..self.hosts.len()).map(|at| self.activations_of(at)).sum::<u64>()
+    }
+
+    fn activations_of(&mut self, at: usize) -> u64 {
+        let _ = self.ended(at);
+        match &self.hosts[at].life {
+            Life::Up(running) => running.node.as_ref().map_or(0, Node::activations),
+            Life::Down => 0,
+        }
     }
 
     /// Says what the replicas of all nodes that run know of their groups; gives those without rows.

@@ -77,6 +77,10 @@ struct Failovers {
 struct Resident {
     actors: u32,
     activations: u64,
+    /// Calls per second when all of them were touched again, if not all were in memory by then: as many
+    /// activations, as the one that is touched next was used longest ago.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    activations_per_s: Option<f64>,
     rss_before_bytes: Vec<Option<u64>>,
 }
 
@@ -264,18 +268,23 @@ async fn resident(
     progress.state(&format!("touching {actors} counters"));
     let figures = load::touch(&subject.clients, args.clients, actors).await;
     let cost = sampler.since_start().await;
-    let mut activations = 0;
+    let (mut activations, mut activations_per_s) = (0, None);
     for _ in 0..TOUCH_ROUNDS_MAX {
         let status = status_of(&subject.clients[0]).await?;
+        let before = activations;
         activations = status.partitions.iter().map(|partition| partition.activations).sum();
-        if activations >= u64::from(actors) {
+        // No more than before: they have used up the memory they may take.
+        if activations >= u64::from(actors) || activations <= before {
             break;
         }
         // Partitions that went home to their preferred leader meanwhile left their activations behind.
-        let _ = load::touch(&subject.clients, args.clients, actors).await;
+        progress.state(&format!("{activations} of {actors} are in memory: touching all of them again"));
+        activations_per_s = Some(load::touch(&subject.clients, args.clients, actors).await.calls_per_s);
     }
     let cost = cost::Cost { nodes: sampler.since_start().await.nodes, ..cost };
-    let resident = Resident { actors, activations, rss_before_bytes: sampler.rss_at_start() };
+    let activations_per_s = activations_per_s.filter(|_| activations < u64::from(actors));
+    let rss_before_bytes = sampler.rss_at_start();
+    let resident = Resident { actors, activations, activations_per_s, rss_before_bytes };
     let calls = Some(figures.rates(cost.seconds));
     Ok(Report { resident: Some(resident), calls, keys: actors, ..report("resident", args, cost) })
 }
@@ -390,7 +399,10 @@ fn show(report: &Report) {
         ));
     }
     if let Some(resident) = &report.resident {
-        output::data(&format!("{} counters, {} activations", resident.actors, resident.activations));
+        output::data(&format!("{} counters, {} in memory", resident.actors, resident.activations));
+        if let Some(rate) = resident.activations_per_s {
+            output::data(&format!("touched again: {rate:.0} activations/s"));
+        }
     }
     for (name, value) in facts {
         output::data(&format!("{name}: {value}"));

@@ -19,6 +19,7 @@ pub mod payments;
 pub mod stale;
 pub mod streams;
 pub mod watermark;
+pub mod workers;
 
 use std::sync::{Arc, Mutex};
 
@@ -34,6 +35,7 @@ pub use nested::nested_calls_run_once;
 pub use payments::every_payment_arrives_once;
 pub use stale::reads_are_no_older_than_they_say;
 pub use streams::streams_have_no_gap;
+pub use workers::worker_calls_run_at_most_once;
 
 /// An entry that a replica applies.
 pub struct Seen<'a> {
