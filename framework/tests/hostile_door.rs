@@ -272,8 +272,9 @@ fn call(key: &str, method: &str, args: &[u8], session: u128, seq: u64) -> Vec<u8
     let request = (session, seq);
     let flags = (0u64, false, false);
     let path: [&str; 0] = [];
+    let (timeout, stale) = (10_000u32, None::<u64>);
     let bytes =
-        postcard::to_stdvec(&((0u8, target, method, 0u8, args), request, flags, &path[..], 10_000u32));
+        postcard::to_stdvec(&((0u8, target, method, 0u8, args), request, flags, &path[..], timeout, stale));
     [vec![1], bytes.unwrap()].concat()
 }
 
@@ -541,7 +542,7 @@ async fn what_a_valid_client_sends_harms_nobody_and_runs_once() {
     let mut trailing = good.clone();
     trailing.push(0);
     let mut endless_path = good.clone();
-    endless_path.truncate(good.len() - 3);
+    endless_path.truncate(good.len() - 4);
     endless_path.extend([0xff, 0xff, 0xff, 0xff, 0x0f]);
     let large = [vec![1, 0, 0xff, 0xff, 0x3f], vec![0; (1 << 20) - 20]].concat();
     let node_only = [[1, 4].to_vec(), [1, 1, 0, 0, 0, 0].to_vec()];

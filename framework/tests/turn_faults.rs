@@ -37,7 +37,7 @@ pub struct TooFew {
     by: u64,
 }
 
-#[actor(event = u32)]
+#[actor(event = u32, keep_events = 2000)]
 impl Desk {
     pub fn add(&mut self, n: u64) -> u64 {
         self.total += n;

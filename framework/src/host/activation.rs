@@ -330,6 +330,7 @@ impl Host {
         let now = self.millis();
         let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
         let (mut left, mut looks) = (0, most.saturating_mul(2));
+        let mut later = Vec::new();
         while left < most && looks > 0 && !(reason == Reason::Memory && self.memory().is_relieved()) {
             let old = |at: u64| now.saturating_sub(at) >= idle && at <= used_before;
             if !self.by_use.peek().is_some_and(|Reverse((at, _))| old(*at)) {
@@ -341,13 +342,16 @@ impl Host {
             if act.last_used > at {
                 self.by_use.push(Reverse((act.last_used, actor)));
             } else if !act.idle(self.applied) {
-                // Its record is on its way, or somebody waits: looked at again as if used now.
-                self.by_use.push(Reverse((now.max(at + 1), actor)));
+                // Its record is on its way, or somebody waits. For want of memory it is looked at again as if
+                // used now, so that the others have their turn; else with the next sweep.
+                let again = if reason == Reason::Memory { now.max(at + 1) } else { at };
+                later.push(Reverse((again, actor)));
             } else {
                 self.passivate(&actor, reason);
                 left += 1;
             }
         }
+        self.by_use.extend(later);
         if left > 0 {
             let room = 2 * self.activations.len().max(BATCH);
             if self.activations.capacity() > 2 * room {
