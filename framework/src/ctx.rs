@@ -20,6 +20,9 @@ use crate::when::When;
 
 /// Longest name of a reminder or timer, in bytes. That of a reminder is part of the keys of two rows.
 pub const REMINDER_NAME_BYTES_MAX: usize = 256;
+/// Most bytes of arguments of a call that a reminder or timer makes. The record of a firing has them up to
+/// twice, beside what the turn leaves.
+pub const SCHEDULED_BYTES_MAX: usize = 128 * 1024;
 /// Shortest time between two firings of a timer.
 pub const TIMER_EVERY_MIN: Duration = Duration::from_millis(10);
 
@@ -212,7 +215,8 @@ impl<A: Actor> Ctx<A> {
     ) {
         let set = Self::checked_name(name.into()).and_then(|name| {
             let (due, repeat) = when.into().begin(self.now)?;
-            Ok(ReminderChange::Set { name, due, message: call.message?, replaces: None, repeat })
+            let message = self.scheduled(call.message?)?;
+            Ok(ReminderChange::Set { name, due, message, replaces: None, repeat })
         });
         match set {
             Ok(set) => self.effects.reminders.push(set),
@@ -277,6 +281,19 @@ impl<A: Actor> Ctx<A> {
         }
     }
 
+    /// A call that is made later, if its arguments may wait for that.
+    fn scheduled(&self, message: Message) -> Result<Message, Fault> {
+        if message.args.len() <= SCHEDULED_BYTES_MAX {
+            return Ok(message);
+        }
+        Err(Fault::TooLarge {
+            what: "the arguments of a scheduled call".into(),
+            at: self.me.to_string(),
+            bytes: message.args.len() as u64,
+            limit: SCHEDULED_BYTES_MAX as u64,
+        })
+    }
+
     fn start_timer<T: Data, X: Failure>(
         &mut self,
         name: String,
@@ -289,7 +306,7 @@ impl<A: Actor> Ctx<A> {
                 let why = format!("a timer every {after:?} is too often, {TIMER_EVERY_MIN:?} is the least");
                 return Err(Fault::BadSchedule(why));
             }
-            Ok(TimerChange::Start { name, after, again, message: call.message? })
+            Ok(TimerChange::Start { name, after, again, message: self.scheduled(call.message?)? })
         });
         match start {
             Ok(start) => self.effects.timers.push(start),

@@ -13,7 +13,7 @@ pub use perennial_core::partition::record::{
 pub use crate::actor::{EVENTS_KEPT_DEFAULT, EVENTS_KEPT_FOR_DEFAULT, EVENTS_KEPT_MAX};
 pub use crate::call::CALL_TIMEOUT_DEFAULT;
 pub use crate::collections::ITEM_BYTES_MAX;
-pub use crate::ctx::{REMINDER_NAME_BYTES_MAX, TIMER_EVERY_MIN};
+pub use crate::ctx::{REMINDER_NAME_BYTES_MAX, SCHEDULED_BYTES_MAX, TIMER_EVERY_MIN};
 pub use crate::host::events::{EVENTS_SURPLUS_MAX, FOLLOWERS_MAX};
 pub use crate::host::memory::{ACTIVATION_BYTES, ACTORS_BYTES_DEFAULT, ACTORS_BYTES_MIN};
 pub use crate::host::newcomers::{ACTIVATIONS_MAX, NEW_ACTORS_BURST_MAX, NEW_ACTORS_PER_SECOND_MAX};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use perennial::core::time::Millis;
-use perennial::limits::{REMINDERS_OF_ONE_MAX, TIMERS_OF_ONE_MAX};
+use perennial::limits::{REMINDERS_OF_ONE_MAX, SCHEDULED_BYTES_MAX, TIMERS_OF_ONE_MAX};
 use perennial::prelude::*;
 use perennial::testing::{TestApp, TestCluster};
 use perennial::{Missed, When};
@@ -58,6 +58,22 @@ impl Diary {
     /// Sets so many reminders.
     pub fn many(&mut self, ctx: &mut Ctx<Self>, from: u32, to: u32) {
         (from..to).for_each(|n| ctx.schedule(n.to_string(), HOUR, ctx.me().wake()));
+    }
+
+    /// Has another one note a text, once or again and again, or by a timer.
+    pub fn large(&mut self, ctx: &mut Ctx<Self>, how: u32, bytes: u32) {
+        let note = ctx.get::<Self>("other").note("x".repeat(bytes as usize));
+        match how {
+            0 => ctx.schedule("large", SECOND, note),
+            1 => ctx.schedule("large", When::every(SECOND), note),
+            2 => ctx.schedule("large", When::every(SECOND), ctx.me().note("x".repeat(bytes as usize))),
+            _ => ctx.timer("large", SECOND, note),
+        }
+    }
+
+    /// Notes a text.
+    pub fn note(&mut self, text: String) {
+        self.other += u32::from(!text.is_empty());
     }
 
     /// Stops.
@@ -276,6 +292,28 @@ async fn a_timer_fires_once_or_again_and_again_until_it_is_stopped() {
     app.advance(10 * SECOND).await;
     assert_eq!(woken().await, 7);
     assert_eq!(diary.set().await.unwrap(), [], "a timer is no reminder");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_scheduled_call_takes_along_is_bounded() {
+    let app = app().await;
+    let other = app.get::<Diary>("other");
+    let mut noted = 0;
+    for how in 0..4 {
+        let diary = app.get::<Diary>(how.to_string());
+        let refused = diary.large(how, SCHEDULED_BYTES_MAX as u32 + 1).await;
+        assert!(
+            matches!(&refused, Err(Fault::TooLarge { what, .. }) if what.contains("scheduled")),
+            "{refused:?}"
+        );
+        // Less than that fires, beside the next firing in one record.
+        diary.large(how, SCHEDULED_BYTES_MAX as u32 - 100).await.unwrap();
+        app.advance(Duration::from_millis(1500)).await;
+        noted += u32::from(how != 2);
+        let (book, own) = (other.book().await.unwrap().2, diary.book().await.unwrap().2);
+        assert!(if how == 2 { own == 1 } else { book >= noted }, "{how}: {book}, {own}");
+        diary.stop("large".into()).await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -106,6 +106,15 @@ pub(crate) struct Draft {
     pub(crate) schemas: BTreeMap<u64, Bytes>,
 }
 
+impl Draft {
+    /// Leaves out the items of collections that the turn has made and not kept.
+    pub(crate) fn forget_unseen(&mut self) {
+        let Self { items, truncated, seen, .. } = self;
+        items.retain(|(collection, _), _| seen.contains(collection));
+        truncated.retain(|collection, _| seen.contains(collection));
+    }
+}
+
 impl Handle {
     /// One without an actor: its items stay in memory.
     pub(super) fn detached() -> Self {

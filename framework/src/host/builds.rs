@@ -141,15 +141,11 @@ impl Host {
         self.finish(actor, work, Finished::fault(fault));
     }
 
-    /// What a caller is told of a kind or handler that this build does not have: a newer one may.
+    /// What a caller is told of a kind or handler that this build does not have: a newer one may, so the call
+    /// is tried again until there is one build or its time is over.
     pub(super) fn unknown_here(&mut self, actor: &ActorId, fault: Fault) -> Fault {
         let newer = self.shared.builds.newer(self.partition);
-        if newer.is_empty() {
-            return fault;
-        }
-        let passing = self.pass_on(actor, &newer, &fault.to_string());
-        // Once that has been waited for, it is an error of the caller.
-        if self.awaits_newer_build(&passing, self.shared.clock.instant()) { passing } else { fault }
+        if newer.is_empty() { fault } else { self.pass_on(actor, &newer, &fault.to_string()) }
     }
 
     /// How a message or reminder failed. While builds are mixed, what one build does not know is no fault of
@@ -160,6 +156,12 @@ impl Host {
                 fault
                 @ (Fault::UnknownKind { .. } | Fault::UnknownMethod { .. } | Fault::BadArguments { .. }),
             ) if self.shared.builds.mixed() => fault.to_string(),
+            // An item of a collection that a newer build has written, in a state that has not changed since.
+            Answer::Fault(fault @ Fault::Unreadable { what, .. })
+                if what == "item" && self.shared.builds.mixed() =>
+            {
+                fault.to_string()
+            }
             _ => return answer,
         };
         let newer = self.shared.builds.newer(self.partition);

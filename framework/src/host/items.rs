@@ -29,7 +29,8 @@ impl Host {
     /// Takes what a turn has done to its actor's collections and puts it among the effects.
     pub(super) fn take_items(&self, actor: &ActorId, effects: &mut Effects) -> Option<Draft> {
         let items = self.activations.get(actor)?.items.as_ref()?;
-        let draft = items.take_draft();
+        let mut draft = items.take_draft();
+        draft.forget_unseen();
         effects.items = items.changes(&draft);
         Some(draft)
     }
