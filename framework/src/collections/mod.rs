@@ -56,7 +56,7 @@
 //! - It belongs to its actor: it cannot be an argument, an answer or an event. Items can.
 //! - `clone` makes a copy to read from. A copy cannot be written, and a turn that leaves one in the state fails.
 //! - Outside of a turn, as in a unit test of the struct, one made by `Default` keeps its items in memory.
-//! - An item that cannot be read or kept ends the turn with a [`Fault`](crate::Fault), and undoes it.
+//! - An item that cannot be read or kept ends the turn with a [`Fault`], and undoes it.
 //! - Items are found by their keys and read as data is: fields may be added and removed over time as in a
 //!   state. The type of a [`Map`]'s keys cannot change.
 //! - What a collection has lost, by `clear` or by being dropped, is forgotten little by little afterwards.

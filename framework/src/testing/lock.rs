@@ -27,7 +27,7 @@ const PROBLEMS_MAX: usize = 16;
 /// down, so that `cargo test` finds a change that a running cluster could not live with:
 ///
 /// ```no_run
-/// # let app = || perennial::App::new("shop");
+/// # fn app() -> perennial::App { perennial::App::new("shop") }
 /// // in tests/schema.rs, with `#[test]` above it
 /// fn what_is_stored_can_still_be_read() {
 ///     perennial::testing::schema_lock(&app(), "schema.lock");
