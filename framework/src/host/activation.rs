@@ -19,7 +19,7 @@ use super::memory::{ACTIVATION_BYTES, BATCH, Memory, Reason, TOGETHER_MS};
 use super::newcomers::{ACTIVATIONS_MAX, NEW_ACTORS_PER_SECOND_MAX};
 use super::owed::Owed;
 use super::timers::Timer;
-use super::turns::Work;
+use super::turns::{Work, rows_failed};
 use super::{Host, HostCounters, events};
 use crate::actor::{Kind, State, caught};
 use crate::collections::{self, Doing, Handle};
@@ -182,7 +182,7 @@ impl Host {
             .shared
             .rows
             .get(self.group, &rows::state(actor))
-            .map_err(|error| self.storage_fault("state", actor, &error))?;
+            .map_err(|error| rows_failed("its state", actor, &error))?;
         let items = kind.has_collections().then(|| {
             Handle::of(actor.clone(), self.group, self.shared.rows.clone(), self.collection_ids.clone())
         });

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::owed::Owed;
-use super::turns::{Host, Tries, Work};
+use super::turns::{Host, Tries, Work, rows_failed};
 use super::{HostCounters, HostMessage};
 use crate::error::Fault;
 use crate::replica::{RowError, RowStore};
@@ -244,7 +244,7 @@ impl Host {
             .shared
             .rows
             .get(self.group, &rows::reminder_name(actor, name))
-            .map_err(|error| self.storage_fault("a reminder", actor, &error))?;
+            .map_err(|error| rows_failed("a reminder", actor, &error))?;
         Ok(stored.and_then(|bytes| read_due(&bytes)))
     }
 
@@ -355,7 +355,7 @@ impl Host {
         let found = self.shared.rows.range(self.group, &from, Some(&to)).map(|row| row.map(|(key, _)| key));
         let mut names = found
             .collect::<Result<std::collections::BTreeSet<_>, _>>()
-            .map_err(|error| self.storage_fault("a reminder", actor, &error))?;
+            .map_err(|error| rows_failed("a reminder", actor, &error))?;
         for (name, (_, stands)) in self.reminders_ahead.get(actor).into_iter().flatten() {
             let key = rows::reminder_name(actor, name);
             match stands {

@@ -387,7 +387,7 @@ impl Host {
         match self.shared.rows.get(self.group, &rows::kept_reply(call.request)) {
             Ok(Some(reply)) => Ok(Known::Answered(reply.into())),
             Ok(None) => Ok(Known::Fresh),
-            Err(error) => Err(self.storage_fault("kept reply", &call.target, &error)),
+            Err(error) => Err(rows_failed("a kept reply", &call.target, &error)),
         }
     }
 
@@ -991,6 +991,12 @@ impl Finished {
     pub(crate) fn fault(fault: Fault) -> Self {
         Self { answer: Answer::Fault(fault), effects: Effects::default() }
     }
+}
+
+/// The rows cannot be read, as the disk has failed or the node ends. Another one leads soon.
+pub(super) fn rows_failed(what: &str, actor: &ActorId, error: &dyn std::fmt::Display) -> Fault {
+    let why = format!("{what} cannot be read on this node: {error}; nothing was applied, try again");
+    Fault::Unavailable { what: actor.to_string(), why }
 }
 
 fn message_args(message: &Message) -> Args {
