@@ -329,8 +329,10 @@ impl Router {
         for (retries, member) in (1..).zip(replicas) {
             let left = call.deadline.saturating_duration_since(tokio::time::Instant::now().into_std());
             match self.ask_member(member, &Question::Call(question.clone()), left.min(SILENCE_MIN)).await {
+                // The next one may be well.
+                Ok(Response::Ended(Answered { answer: Answer::Fault(fault), .. })) if fault.retryable() => {}
                 Ok(Response::Ended(answered)) => return Some(Answered { retries: retries - 1, ..answered }),
-                _ => continue,
+                _ => {}
             }
         }
         None
@@ -512,13 +514,16 @@ impl Router {
         }
         let (mut retries, mut pause, mut lost, mut heard) = (0, RETRY_MIN, false, Heard::default());
         let mut patience = SILENCE_MIN;
+        let reads = call.read_only || call.stale.is_some();
         loop {
             let changed = self.changed.notified();
+            // What only reads has applied nothing, wherever it got to.
+            let unsure = lost && !reads;
             match self.attempt(&call, request, &heard.declined, patience).await {
                 Attempt::Ended(mut answered) => match &answered.answer {
                     Answer::Fault(Fault::OutcomeUnknown { .. }) => lost = true,
                     // It did not run this time, which says nothing about the attempt that was lost.
-                    Answer::Fault(fault) if lost && fault.retryable() => {}
+                    Answer::Fault(fault) if unsure && fault.retryable() => {}
                     _ => {
                         answered.retries = retries;
                         return answered;
@@ -556,7 +561,7 @@ impl Router {
                     // Once everybody was asked, the next round begins anew.
                     let over = matches!(attempt, Attempt::Nobody);
                     let told = if over { std::mem::take(&mut heard).cut_off } else { None };
-                    if let Some(fault) = self.cut_off(&call.target).or(told).filter(|_| !lost) {
+                    if let Some(fault) = self.cut_off(&call.target).or(told).filter(|_| !unsure) {
                         return Answered { retries, ..Answered::fault(fault) };
                     }
                 }
