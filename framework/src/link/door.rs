@@ -134,7 +134,10 @@ impl Door {
                 Ok(Some((Box::new(io), peer, lane, place)))
             }
             Err(refusal) => {
-                self.mesh.closed().note(Closed::of_refusal(&refusal), &peer, &refusal);
+                // Members of a cluster that forms dial before all of them know it.
+                if refusal != Refusal::NotFormed {
+                    self.mesh.closed().note(Closed::of_refusal(&refusal), &peer, &refusal);
+                }
                 frame::write_one(&mut io, Kind::Refuse, &hello::write(&refusal)).await?;
                 close(&mut io).await?;
                 Ok(None)
@@ -219,8 +222,12 @@ mod tests {
                 incarnation: 1,
             }
         }
-        fn admit(&self, _: &Peer, _: DoorLane, _: &Hello) -> Result<(), Refusal> {
-            Ok(())
+        fn admit(&self, peer: &Peer, _: DoorLane, _: &Hello) -> Result<(), Refusal> {
+            if matches!(peer, Peer::Client(name) if name == "early") {
+                Err(Refusal::NotFormed)
+            } else {
+                Ok(())
+            }
         }
     }
 
@@ -325,6 +332,17 @@ mod tests {
         };
         assert_eq!(busy, Refusal::Busy);
         drop(first);
+    }
+
+    #[tokio::test]
+    async fn who_comes_before_the_cluster_is_told_so_and_raises_no_alarm() {
+        let ca = Ca::generate().unwrap();
+        let (node, address) = node(&ca, LinkConfig::default()).await;
+        let (text, ours) = (address.to_string(), LinkConfig::default());
+        let tls = Tls::new(&ca.issue_client("early").unwrap()).unwrap();
+        let refused = ClientLink::connect(&text, None, &tls, None, 1, &ours).await.unwrap_err();
+        assert!(matches!(&refused, DialError::TurnedAway { refusal: Refusal::NotFormed, .. }), "{refused:?}");
+        assert!(node.closed().iter().all(|(_, count)| *count == 0), "{:?}", node.closed());
     }
 
     #[tokio::test]

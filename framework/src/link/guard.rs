@@ -77,7 +77,7 @@ pub enum Closed {
     Nameless,
     /// The first frame or the hello cannot be read.
     Unreadable,
-    /// Of another cluster, or one of the two has none yet.
+    /// Of another cluster.
     Cluster,
     /// Of a node that is not a member.
     Stranger,

@@ -478,6 +478,11 @@ impl Inner {
         names.iter().find(|(_, name)| *name == node).map(|(member, _)| *member)
     }
 
+    /// Whether the members of the cluster are known here.
+    fn knows_members(&self) -> bool {
+        !self.names.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Opens the groups that the table gives this node, and the control lane.
     async fn bring_up(self: &Arc<Self>) -> Result<(), String> {
         let Some(formed) = self.formation.formed.borrow().clone() else {

@@ -123,6 +123,8 @@ impl Admission for Doorkeeper {
             (_, DoorLane::Join | DoorLane::Client) => Ok(()),
             (Peer::Node(node), _) => match inner.member_of(node) {
                 Some(_) => Ok(()),
+                // It comes back once the members of a cluster that forms are known here too.
+                None if !inner.knows_members() => Err(Refusal::NotFormed),
                 None => Err(Refusal::UnknownMember(node.clone())),
             },
             (Peer::Client(name), lane) => Err(Refusal::Lane { certificate: name.clone(), lane }),
