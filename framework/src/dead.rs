@@ -91,7 +91,8 @@ pub struct DeadLetter {
     pub code: String,
     /// The reason in words; an error of the handler as JSON.
     pub why: String,
-    /// How often it was tried since the leader that gave it up had begun.
+    /// How often it was tried since the leader that gave it up had begun; of a recurring reminder, which has one
+    /// letter, with all firings before.
     pub tries: u32,
     /// Bytes of its arguments.
     pub args_bytes: u64,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use perennial::core::time::Millis;
+use perennial::dead::DeadFilter;
 use perennial::limits::{REMINDERS_OF_ONE_MAX, SCHEDULED_BYTES_MAX, TIMERS_OF_ONE_MAX};
 use perennial::prelude::*;
 use perennial::testing::{TestApp, TestCluster};
@@ -215,6 +216,27 @@ async fn a_handler_that_fails_uses_up_one_due_time_only() {
     app.advance(Duration::from_millis(3500)).await;
     assert!(diary.book().await.unwrap().0.is_empty(), "its turn is undone, the cancel too");
     assert_eq!(diary.set().await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recurring_reminder_that_always_fails_has_one_dead_letter() {
+    let app = app().await;
+    app.get::<Diary>("a").failing().await.unwrap();
+    app.advance(Duration::from_millis(3500)).await;
+    let dead = app.dead_letters();
+    let list = dead.list(&DeadFilter::default(), 10).await;
+    assert_eq!((list.letters.len(), list.kept, list.lost), (1, 1, 0));
+    let letter = &list.letters[0];
+    assert_eq!((letter.reminder.as_deref(), letter.tries), (Some("tick"), 3), "of all firings");
+    let newest = list.letters[0].id;
+    app.advance(SECOND).await;
+    let replaced = dead.drop(newest).await.unwrap_err();
+    assert_eq!(replaced.code(), "no_dead_letter", "another one stands in its place");
+    let list = dead.list(&DeadFilter::default(), 10).await;
+    dead.drop(list.letters[0].id).await.unwrap();
+    app.advance(SECOND).await;
+    let list = dead.list(&DeadFilter::default(), 10).await;
+    assert_eq!((list.letters.len(), list.letters[0].tries), (1, 1), "counted anew");
 }
 
 #[tokio::test(start_paused = true)]

@@ -262,13 +262,13 @@ impl Partition {
                 }
             }
         }
-        let (number, gone) = self.dead.add(letter.size());
-        for oldest in gone {
-            out.push(|| RowOp::Delete { key: rows::dead(oldest) });
+        let (number, tries, gone) = self.dead.enter(letter);
+        for number in gone {
+            out.push(|| RowOp::Delete { key: rows::dead(number) });
         }
         let at = self.time;
         out.push(|| {
-            let kept = KeptLetter { at, letter: letter.clone() };
+            let kept = KeptLetter { at, letter: DeadLetter { tries, ..letter.clone() } };
             let value = postcard::to_stdvec(&kept).expect("a letter always encodes");
             RowOp::Put { key: rows::dead(number), value }
         });

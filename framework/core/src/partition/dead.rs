@@ -57,11 +57,20 @@ pub struct DeadLetter {
     pub code: String,
     /// The reason in words, at most [`WHY_BYTES_MAX`] bytes.
     pub why: String,
-    /// How often it was tried since the leader that gave it up had begun.
+    /// How often it was tried since the leader that gave it up had begun. In the row of a recurring reminder's
+    /// letter, with the tries of the letters whose place it took.
     pub tries: u32,
 }
 
 impl DeadLetter {
+    /// Whose reminder it was and its name, if that goes on: such a letter comes again and again.
+    fn recurring(&self) -> Option<(ActorId, String)> {
+        match &self.origin {
+            Origin::Reminder { name, next: Some(_), .. } => Some((self.from.clone(), name.clone())),
+            Origin::Reminder { .. } | Origin::Message { .. } => None,
+        }
+    }
+
     /// What it counts against [`DEAD_LETTER_BYTES_MAX`].
     #[must_use]
     pub fn size(&self) -> usize {
@@ -102,23 +111,44 @@ pub struct DeadTaken {
 
 /// Which dead letters a partition keeps.
 ///
-/// Invariants: `bytes` is the sum of the sizes in `kept`; every number in `kept` is 1 to `last`.
+/// Invariants: `bytes` is the sum of the sizes in `kept`; every number in `kept` is 1 to `last`; every number
+/// in `recurring` is in `kept`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DeadIndex {
     last: u64,
     kept: BTreeMap<u64, u32>,
     bytes: u64,
     lost: u64,
+    /// The one letter of each recurring reminder, and how often it was tried.
+    recurring: BTreeMap<(ActorId, String), (u64, u32)>,
 }
 
 impl DeadIndex {
+    /// Puts a letter on the list. One of a recurring reminder takes the place of the one before it, so that one
+    /// reminder that always fails pushes nobody else out. Gives its number, how often it was tried in all, and the
+    /// numbers of those that left.
+    pub(super) fn enter(&mut self, letter: &DeadLetter) -> (u64, u32, Vec<u64>) {
+        let (recurring, mut tries) = (letter.recurring(), letter.tries);
+        let before = recurring.as_ref().and_then(|reminder| self.recurring.get(reminder).copied());
+        if let Some((number, tried)) = before {
+            self.take(number);
+            tries = tries.saturating_add(tried);
+        }
+        let (number, oldest) = self.add(letter.size());
+        if let Some(reminder) = recurring {
+            self.recurring.insert(reminder, (number, tries));
+        }
+        (number, tries, before.map(|(number, _)| number).into_iter().chain(oldest).collect())
+    }
+
     /// Makes room for a letter of this size; gives its number and those of the oldest that had to go.
-    pub(super) fn add(&mut self, size: usize) -> (u64, Vec<u64>) {
+    fn add(&mut self, size: usize) -> (u64, Vec<u64>) {
         let size = u32::try_from(size).unwrap_or(u32::MAX);
         let mut gone = Vec::new();
         while self.kept.len() >= DEAD_LETTERS_MAX || self.bytes + u64::from(size) > DEAD_LETTER_BYTES_MAX {
             let Some((number, size)) = self.kept.pop_first() else { break };
             self.bytes -= u64::from(size);
+            self.recurring.retain(|_, (of, _)| *of != number);
             self.lost += 1;
             gone.push(number);
         }
@@ -132,6 +162,7 @@ impl DeadIndex {
     pub(super) fn take(&mut self, number: u64) -> bool {
         let size = self.kept.remove(&number);
         self.bytes -= u64::from(size.unwrap_or(0));
+        self.recurring.retain(|_, (of, _)| *of != number);
         size.is_some()
     }
 
@@ -166,6 +197,8 @@ impl DeadIndex {
             && self.lost <= count_max
             && self.kept.len() <= DEAD_LETTERS_MAX
             && self.kept.keys().all(within)
+            && self.recurring.len() <= self.kept.len()
+            && self.recurring.values().all(|(number, _)| self.kept.contains_key(number))
             && self.bytes == self.kept.values().copied().map(u64::from).sum()
     }
 }
@@ -173,6 +206,7 @@ impl DeadIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::partition::record::{Missed, Repeat, Schedule};
 
     #[test]
     fn the_oldest_makes_room_and_is_counted() {
@@ -186,6 +220,38 @@ mod tests {
         assert_eq!(index.add(10), (1027, vec![3]));
         assert_eq!((index.len(), index.bytes, index.lost()), (DEAD_LETTERS_MAX, 10_240, 2));
         assert!(!index.holds(3) && index.holds(4) && index.is_plausible(2000) && !index.is_plausible(1026));
+    }
+
+    fn letter(name: &str, recurs: bool, tries: u32) -> DeadLetter {
+        let repeat = Repeat { schedule: Schedule::Every { ms: 1000 }, missed: Missed::Once };
+        let next = recurs.then_some(Next { due: Millis(2), repeat });
+        let from: ActorId = "C/a".parse().unwrap();
+        let message = Message { target: from.clone(), method: "m".into(), args: Bytes::new() };
+        let origin = Origin::Reminder { name: name.into(), due: Millis(1), next };
+        DeadLetter { from, origin, message, code: "app".into(), why: "no".into(), tries }
+    }
+
+    #[test]
+    fn a_reminder_that_recurs_has_one_letter() {
+        let mut index = DeadIndex::default();
+        assert_eq!(index.enter(&letter("once", false, 1)), (1, 1, vec![]));
+        assert_eq!(index.enter(&letter("tick", true, 2)), (2, 2, vec![]));
+        assert_eq!(index.enter(&letter("tock", true, 1)), (3, 1, vec![]));
+        assert_eq!(index.enter(&letter("tick", true, 3)), (4, 5, vec![2]));
+        assert_eq!(index.enter(&letter("once", false, 1)), (5, 1, vec![]), "each is another one");
+        assert!(index.is_plausible(100) && index.lost() == 0 && index.len() == 4);
+        assert!(index.take(4));
+        assert_eq!(index.enter(&letter("tick", true, 1)), (6, 1, vec![]), "counted anew");
+        for _ in 0..2 * DEAD_LETTERS_MAX {
+            index.enter(&letter("tick", true, 1));
+        }
+        assert_eq!((index.len(), index.lost()), (4, 0), "it pushes nobody out");
+        for _ in 0..DEAD_LETTERS_MAX {
+            index.add(1);
+        }
+        assert!(index.recurring.is_empty() && index.is_plausible(10_000));
+        index.recurring.insert(("C/a".parse().unwrap(), "tick".into()), (1, 1));
+        assert!(!index.is_plausible(10_000));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::apply::{ENTRY_BYTES_MAX, OutboxItem, Refusal, read_batch, read_meta};
 use super::dead::{DEAD_LETTERS_MAX, DeadLetter, DeadTaken, KeptLetter, Origin};
 use super::record::{
-    Cause, CollectionId, ITEM_KEY_BYTES_MAX, ItemChange, Keep, Message, Missed, NAME_BYTES_MAX,
+    Cause, CollectionId, ITEM_KEY_BYTES_MAX, ItemChange, Keep, Message, Missed, NAME_BYTES_MAX, Next,
     ReminderChange, ReminderRow, Repeat, Schedule, Turn,
 };
 use super::{Batch, Known, Line, Partition, Record, rows};
@@ -452,8 +452,8 @@ fn a_checkpoint_that_no_log_leads_to_is_refused() {
         let sessions: Vec<(SessionId, u64)> = Vec::new();
         let outbox: Outbox = vec![(PartitionId(1), Line { last, acked })];
         let inbound = vec![(PartitionId(2), inbound)];
-        // Without dead letters: none numbered, none kept, no bytes, none lost.
-        let dead = (0_u64, Vec::<(u64, u32)>::new(), 0_u64, 0_u64);
+        // Without dead letters: none numbered, none kept, no bytes, none lost, none that come again.
+        let dead = (0_u64, [0_u8; 0].as_slice(), 0_u64, 0_u64, [0_u8; 0].as_slice());
         let meta = (partitions(), TERM, RecordSeq(next_seq), Millis(1), sessions, outbox, inbound, dead);
         read_meta(&postcard::to_stdvec(&meta).unwrap()).is_some()
     };
@@ -505,6 +505,25 @@ fn a_message_that_dies_is_used_up_and_kept_in_one() {
         (read, rows::read_dead(b"D"), rows::read_dead(&rows::outbox(stock(), 2))),
         (Some(2), None, None)
     );
+}
+
+#[test]
+fn a_letter_of_a_reminder_that_recurs_takes_the_place_of_the_one_before_it() {
+    let mut replica = Replica::new();
+    let origin = |due| {
+        let next = Next { due: Millis(due + 10), repeat: daily() };
+        Origin::Reminder { name: "tick".into(), due: Millis(due), next: Some(next) }
+    };
+    let first = replica.apply(vec![died(origin(10))]);
+    let second = replica.apply(vec![died(origin(20))]);
+    assert_eq!(first.len() + 1, second.len());
+    let letter = DeadLetter { tries: 2, ..letter(origin(20)) };
+    let value = postcard::to_stdvec(&KeptLetter { at: TIME, letter }).unwrap();
+    assert_eq!(second[second.len() - 2..], [delete(rows::dead(1)), put(rows::dead(2), &value)]);
+    assert_eq!((replica.partition.dead().len(), replica.partition.dead().lost()), (1, 0));
+    let mut restored = Partition::new(partitions());
+    assert_eq!(restored.restore(&replica.partition.checkpoint()), Ok(()));
+    assert_eq!(restored, replica.partition);
 }
 
 #[test]
