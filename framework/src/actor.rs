@@ -626,15 +626,11 @@ fn with_items<T>(items: Option<&Handle>, write: bool, run: impl FnOnce() -> T) -
 }
 
 /// A state that could not be made; every turn on it fails and says why.
-pub(crate) struct Unusable {
-    pub(crate) what: String,
-    pub(crate) why: String,
-}
+pub(crate) struct Unusable(pub(crate) Fault);
 
 impl State for Unusable {
-    fn run(&mut self, _: usize, _: Args, env: TurnEnv) -> Finished {
-        let (what, why) = (self.what.clone(), self.why.clone());
-        Finished::fault(Fault::Unreadable { what, at: env.me.to_string(), why })
+    fn run(&mut self, _: usize, _: Args, _: TurnEnv) -> Finished {
+        Finished::fault(self.0.clone())
     }
 
     fn run_async(
@@ -648,7 +644,7 @@ impl State for Unusable {
     }
 
     fn encode_into(&self, _: Vec<u8>) -> Result<Vec<u8>, String> {
-        Err(self.why.clone())
+        Err(self.0.to_string())
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -237,7 +237,7 @@ impl<A: Actor> Ctx<A> {
     /// recurring one, it is as it was before it fired.
     ///
     /// # Errors
-    /// [`Fault::Unreadable`] when the node's disk fails.
+    /// [`Fault::Unavailable`] when the node's disk fails.
     pub fn reminders(&self) -> Result<Vec<Reminder>, Fault> {
         let mut set = self.reminders.all(&self.me)?;
         for change in &self.effects.reminders {

@@ -16,8 +16,8 @@ use perennial_core::partition::rows;
 
 use super::{Doing, abort, doing_with};
 use crate::error::Fault;
-use crate::host::stored_schema;
-use crate::replica::RowStore;
+use crate::host::{rows_failed, stored_schema};
+use crate::replica::{RowError, RowStore};
 use crate::schema::Schema;
 
 /// Largest encoded item of a collection, in bytes.
@@ -143,6 +143,11 @@ impl Handle {
         abort(Fault::Unreadable { what: "item".into(), at: self.items.name(), why: why.into() })
     }
 
+    /// Ends the turn: no item is to be had here.
+    fn rows_failed(&self, why: &str) -> ! {
+        abort(rows_failed("an item", &self.items.name(), &why))
+    }
+
     fn too_large(&self, what: &str, bytes: usize, limit: usize) -> ! {
         let at = self.items.name();
         abort(Fault::TooLarge { what: what.into(), at, bytes: bytes as u64, limit: limit as u64 })
@@ -157,7 +162,7 @@ impl Handle {
     pub(super) fn get(&self, collection: CollectionId, key: &[u8]) -> Option<Bytes> {
         self.check_readable();
         let key = (collection, Bytes::copy_from_slice(key));
-        self.items.get(self.view.as_deref(), &key).unwrap_or_else(|why| self.unreadable(why))
+        self.items.get(self.view.as_deref(), &key).unwrap_or_else(|why| self.rows_failed(&why))
     }
 
     /// Up to `limit` items in the order of their keys.
@@ -170,7 +175,7 @@ impl Handle {
     ) -> Vec<(Bytes, Bytes)> {
         self.check_readable();
         let found = self.items.scan(self.view.as_deref(), collection, from, to, limit);
-        found.unwrap_or_else(|why| self.unreadable(why))
+        found.unwrap_or_else(|why| self.rows_failed(&why))
     }
 
     /// Changes an item; the collection may be written. A draft that no record could hold ends the turn.
@@ -217,7 +222,10 @@ impl Handle {
             return Ok(schema.clone());
         }
         let stored = match &self.items.at {
-            Some(at) => at.rows.get(at.group, &rows::schema(fingerprint)).map_err(|e| e.to_string())?,
+            Some(at) => {
+                let stored = at.rows.get(at.group, &rows::schema(fingerprint));
+                stored.unwrap_or_else(|error| self.rows_failed(&error.to_string()))
+            }
             None => None,
         };
         let stored = stored.ok_or_else(|| format!("its schema {fingerprint:016x} is not in the log"))?;
@@ -241,15 +249,15 @@ impl Handle {
     }
 
     /// Looks for collections that the state does not name any more, as after a field was removed: the next
-    /// record drops them.
-    pub(crate) fn find_lost(&self) -> Result<(), String> {
-        let Some(at) = self.items.at.as_ref().filter(|_| self.view.is_none()) else { return Ok(()) };
+    /// record drops them. Says whether there are any that it may drop.
+    pub(crate) fn find_lost(&self) -> Result<bool, RowError> {
+        let Some(at) = self.items.at.as_ref().filter(|_| self.view.is_none()) else { return Ok(false) };
         let mut last = None;
         loop {
             let (from, to) = rows::items_after(&at.actor, last);
-            let found = at.rows.scan(at.group, &from, Some(&to), 1).map_err(|error| error.to_string())?;
-            let Some((key, _)) = found.first() else { return Ok(()) };
-            let Some((_, collection, _)) = rows::read_item(key) else { return Ok(()) };
+            let found = at.rows.scan(at.group, &from, Some(&to), 1)?;
+            let found = found.first().and_then(|(key, _)| rows::read_item(key));
+            let Some((_, collection, _)) = found else { return Ok(last.is_some()) };
             self.items.lock().recorded.insert(collection);
             last = Some(collection);
         }

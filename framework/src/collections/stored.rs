@@ -197,7 +197,7 @@ mod tests {
         let items = [(1, 1), (1, 2), (2, 0), (7, 255)].map(|(number, key)| item(number, key));
         rows.write(vec![(group(), items.to_vec())]).unwrap();
         handle.decoded(vec![id(2)]);
-        handle.find_lost().unwrap();
+        assert!(handle.find_lost().unwrap());
         handle.encoded(vec![id(2)]);
         let changes = handle.changes(&handle.take_draft());
         let drop = |number| ItemChange::Drop { collection: id(number), below: Bytes::new() };

@@ -129,20 +129,22 @@ pub(super) fn read_state(
         let state = decode(items, || kind.decode(bytes))?;
         return Ok((state, Bytes::from(stored)));
     }
-    let row = rows.get(group, &rows::schema(fingerprint)).map_err(|error| error.to_string())?;
+    let row = rows.get(group, &rows::schema(fingerprint))?;
     let row = row.ok_or_else(|| format!("its schema {fingerprint:016x} is not in the log"))?;
     let (build, schema) =
         stored_schema(&row).ok_or_else(|| format!("its schema {fingerprint:016x} is cut off"))?;
     let schema = Schema::decode(schema).map_err(|error| error.to_string())?;
     let upgraded = decode(items, || kind.upgrade(bytes, &schema).map_err(|error| error.to_string()));
-    let state = upgraded.map_err(|error| Misread {
+    let state = upgraded.map_err(|error| Misread::State {
         build: Some(build),
         why: format!(
             "it was stored with schema {fingerprint:016x}, this build has {today:016x}: {error}; \
              run a build that reads both, see `upgrade_from` in the documentation of #[data]"
         ),
     })?;
-    items.map_or(Ok(()), Handle::find_lost)?;
+    if let Some(items) = items {
+        items.find_lost()?;
+    }
     let bytes = state.encode_into(today.to_be_bytes().to_vec())?;
     Ok((state, Bytes::from(bytes)))
 }

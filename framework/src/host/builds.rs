@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use perennial_core::id::{ActorId, MemberId, NodeId, PartitionId};
 
-use super::turns::{Host, Work};
+use super::turns::{Host, Work, rows_failed};
 use super::{HostCall, HostMessage, ReplyTo};
 use crate::actor::{Answer, Finished};
 use crate::error::Fault;
+use crate::replica::RowError;
 
 /// Pause between two attempts to hand a partition over to a newer build.
 const HAND_OVER_PAUSE: Duration = Duration::from_secs(5);
@@ -45,21 +46,37 @@ pub(crate) trait Builds: Send + Sync {
 }
 
 /// Why a state cannot be read.
-pub(super) struct Misread {
-    pub(super) why: String,
-    /// The build that first stored something of its schema.
-    pub(super) build: Option<u64>,
+pub(super) enum Misread {
+    /// This build makes nothing of what is stored.
+    State {
+        why: String,
+        /// The build that first stored something of its schema.
+        build: Option<u64>,
+    },
+    /// What is stored cannot be had.
+    Rows(RowError),
 }
 
 impl From<String> for Misread {
     fn from(why: String) -> Self {
-        Self { why, build: None }
+        Self::State { why, build: None }
+    }
+}
+
+impl From<RowError> for Misread {
+    fn from(error: RowError) -> Self {
+        Self::Rows(error)
     }
 }
 
 impl Host {
-    /// The fault of an actor whose state this build cannot read; told to operators once.
-    pub(super) fn unreadable(&mut self, actor: &ActorId, Misread { why, build }: Misread) -> Fault {
+    /// The fault of an actor whose state cannot be read; if that is because of this build, operators are told
+    /// once.
+    pub(super) fn unreadable(&mut self, actor: &ActorId, misread: Misread) -> Fault {
+        let (why, build) = match misread {
+            Misread::State { why, build } => (why, build),
+            Misread::Rows(error) => return rows_failed("its state", actor, &error),
+        };
         let newer = self.shared.builds.newer(self.partition);
         let known = build.is_none_or(|build| self.shared.builds.knows(build));
         let parked = newer.is_empty() && known;

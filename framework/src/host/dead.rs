@@ -11,7 +11,7 @@ use perennial_core::partition::record::{Cause, Message, Record};
 use perennial_core::partition::{DeadLetter, KeptLetter, Origin, OutboxItem, rows};
 
 use super::owed::Owed;
-use super::turns::{Host, Work, handler};
+use super::turns::{Host, Work, handler, rows_failed};
 use super::{HostCall, HostCounters, ReplyTo};
 use crate::actor::{Answer, Format};
 use crate::ctx::Effects;
@@ -137,7 +137,7 @@ impl Host {
                 let why = "its record is not applied yet; try again".to_owned();
                 Err(Fault::Unavailable { what: format!("the dead letter {id}"), why })
             }
-            Err(error) => Err(unreadable(error.to_string())),
+            Err(error) => Err(rows_failed("a dead letter", &id, &error)),
         }
     }
 
@@ -145,8 +145,8 @@ impl Host {
         let (from, to) = rows::dead_after(after);
         let found =
             self.shared.rows.scan(self.group, &from, Some(&to), PAGE_LETTERS_MAX).map_err(|error| {
-                let (what, at) = ("the dead letters".to_owned(), format!("partition {}", self.partition));
-                Fault::Unreadable { what, at, why: error.to_string() }
+                let partition = format!("partition {}", self.partition);
+                rows_failed("its dead letters", &partition, &error)
             })?;
         let dead = self.spec.dead();
         let mut page = DeadPage { kept: dead.len() as u64, lost: dead.lost(), ..DeadPage::default() };

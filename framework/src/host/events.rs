@@ -15,7 +15,7 @@ use perennial_core::time::Millis;
 use tokio::sync::mpsc;
 
 use super::owed::Owed;
-use super::turns::Host;
+use super::turns::{Host, rows_failed};
 use super::{Ended, HostCounters, HostMessage, ReplyTo};
 use crate::actor::{Answer, Retention};
 use crate::call::{Answered, EventId, EventItem, EventsFrom};
@@ -146,6 +146,11 @@ impl Host {
         loop {
             let Page { items, gone: lost, .. } = match self.read_events(follower, page) {
                 Ok(page) => page,
+                Err(fault) if fault.retryable() => {
+                    // Its line ends without a word, so it looks for the leader again.
+                    tracing::error!(actor = %follower.actor, %fault, "cannot read events");
+                    return false;
+                }
                 Err(fault) => {
                     let _ = follower.sink.try_send(Err(fault));
                     return false;
@@ -197,20 +202,20 @@ impl Host {
         }
         if page.is_none() {
             let actor = &follower.actor;
-            let unreadable = |why: &dyn std::fmt::Display| self.storage_fault("events", actor, why);
+            let failed = |error| rows_failed("its events", actor, &error);
             let after = follower.last.map(|id| (id.index, id.n));
             let (from, to) = rows::events_after(actor, after, self.applied_index);
             let found = self.shared.rows.scan(self.group, &from, Some(&to), EVENTS_READ_MAX);
             // Read behind the events: what it says of them was true before.
             let gone = self.shared.rows.get(self.group, &rows::events_gone(actor));
-            let gone = gone.map_err(|error| unreadable(&error))?;
+            let gone = gone.map_err(failed)?;
             let gone = gone.and_then(|value| rows::read_position(&value));
             let mut items = Vec::new();
-            for (key, value) in found.map_err(|error| unreadable(&error))? {
+            for (key, value) in found.map_err(failed)? {
                 let (Some((index, n)), Some((_, event))) =
                     (rows::read_event(&key), rows::read_event_value(&value))
                 else {
-                    return Err(unreadable(&"a row holds no event"));
+                    return Err(self.storage_fault("events", actor, &"a row holds no event"));
                 };
                 let event = event.to_vec().into();
                 items.push(EventItem { id: EventId { index, n }, event, mark: false });

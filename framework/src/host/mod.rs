@@ -41,7 +41,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use self::activation::stored_schema;
 pub(crate) use self::builds::Builds;
-pub(crate) use self::turns::Host;
+pub(crate) use self::turns::{Host, rows_failed};
 use crate::actor::{Args, Finished, State};
 use crate::app::Kinds;
 use crate::call::{Answered, Caller, EventItem, EventsFrom};

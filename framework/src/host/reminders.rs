@@ -70,11 +70,7 @@ impl RemindersView {
     /// # Errors
     /// When the rows cannot be read.
     pub(crate) fn all(&self, actor: &ActorId) -> Result<BTreeMap<String, Stands>, Fault> {
-        let mut set = self.stored(actor).map_err(|error| Fault::Unreadable {
-            what: "a reminder".into(),
-            at: actor.to_string(),
-            why: error.to_string(),
-        })?;
+        let mut set = self.stored(actor).map_err(|error| rows_failed("its reminders", actor, &error))?;
         for (name, stands) in &self.ahead {
             match stands {
                 Some(stands) => set.insert(name.clone(), stands.clone()),
@@ -450,10 +446,9 @@ impl Host {
             from.push(0);
         }
         for row in self.shared.rows.range(self.group, &from, Some(&to)) {
-            let (key, value) = row.map_err(|error| Fault::Unreadable {
-                what: "the reminders".into(),
-                at: format!("partition {}", self.partition),
-                why: error.to_string(),
+            let (key, value) = row.map_err(|error| {
+                let partition = format!("partition {}", self.partition);
+                rows_failed("its reminders", &partition, &error)
             })?;
             let Some((due, actor, name)) = rows::read_reminder_due(&key) else { continue };
             let Ok(row) = postcard::from_bytes(&value) else { continue };

@@ -766,14 +766,15 @@ impl Host {
             if let Some(items) = &act.items {
                 drop(items.take_draft());
             }
-            let reloaded = act.reload().and_then(|mut state| {
-                self.wake(&actor, &*act.kind, &mut *state).map_err(|fault| fault.to_string())?;
+            let reloaded = act.reload().map_err(|why| self.storage_fault("state", &actor, &why));
+            let reloaded = reloaded.and_then(|mut state| {
+                self.wake(&actor, &*act.kind, &mut *state)?;
                 Ok(state)
             });
-            let state = reloaded.unwrap_or_else(|why| {
+            let state = reloaded.unwrap_or_else(|fault| {
                 // Calls of this actor fail and say why; each of them tries to read it anew.
-                tracing::error!(%actor, why, "a state cannot be read back");
-                Box::new(Unusable { what: "state".into(), why })
+                tracing::error!(%actor, %fault, "a state cannot be read back");
+                Box::new(Unusable(fault))
             });
             if let Some(act) = self.activations.get_mut(&actor) {
                 act.state = Some(state);
@@ -993,10 +994,11 @@ impl Finished {
     }
 }
 
-/// The rows cannot be read, as the disk has failed or the node ends. Another one leads soon.
-pub(super) fn rows_failed(what: &str, actor: &ActorId, error: &dyn std::fmt::Display) -> Fault {
+/// The rows cannot be read, as the disk has failed or the node ends. That is no fault of the actor: another node
+/// leads soon.
+pub(crate) fn rows_failed(what: &str, at: &dyn std::fmt::Display, error: &dyn std::fmt::Display) -> Fault {
     let why = format!("{what} cannot be read on this node: {error}; nothing was applied, try again");
-    Fault::Unavailable { what: actor.to_string(), why }
+    Fault::Unavailable { what: at.to_string(), why }
 }
 
 fn message_args(message: &Message) -> Args {
