@@ -236,10 +236,11 @@ impl Handle {
         Ok(schema)
     }
 
-    /// The state that was decoded holds these collections.
+    /// The state that was decoded holds these collections. One that was lost before stays noted: after a turn
+    /// that was undone the state is decoded anew.
     pub(crate) fn decoded(&self, seen: Vec<CollectionId>) {
         if self.view.is_none() {
-            self.items.lock().recorded = seen.into_iter().collect();
+            self.items.lock().recorded.extend(seen);
         }
     }
 

@@ -38,12 +38,15 @@ const BUILD_BYTES: usize = 8;
 /// An actor in memory.
 ///
 /// Invariants: `state` is `None` exactly while an async write runs; `bytes` is what the last record
-/// says, or empty when there is none yet; its actor stands in [`Host::by_use`] once, at or before
+/// says, in today's form, or empty when there is none yet; its actor stands in [`Host::by_use`] once, at or before
 /// `last_used`; its [`cost`](Self::cost) is charged to the node's memory.
 pub(crate) struct Activation {
     pub(super) kind: Arc<dyn Kind>,
     pub(super) state: Option<Box<dyn State>>,
     pub(super) bytes: Bytes,
+    /// Its row has the state in the form of another schema. The next write stores it in today's, whatever it
+    /// changes: what the old form names may go with that record.
+    outdated: bool,
     /// What its collections hold, if its type has any.
     pub(super) items: Option<Handle>,
     /// The first record after its last one; it may leave memory once that many are applied.
@@ -109,6 +112,15 @@ fn decode(
     state
 }
 
+/// A state as it was stored.
+pub(super) struct Stored {
+    pub(super) state: Box<dyn State>,
+    /// Encoded in today's form.
+    bytes: Bytes,
+    /// Its row has it in another form.
+    outdated: bool,
+}
+
 /// Decodes a stored state; one of another schema is given back in today's form.
 ///
 /// # Errors
@@ -119,7 +131,7 @@ pub(super) fn read_state(
     kind: &dyn Kind,
     items: Option<&Handle>,
     stored: Vec<u8>,
-) -> Result<(Box<dyn State>, Bytes), Misread> {
+) -> Result<Stored, Misread> {
     let (fingerprint, bytes) = stored
         .split_first_chunk::<FINGERPRINT_BYTES>()
         .ok_or_else(|| "it is shorter than its fingerprint".to_owned())?;
@@ -127,7 +139,7 @@ pub(super) fn read_state(
     let today = kind.fingerprint();
     if fingerprint == today {
         let state = decode(items, || kind.decode(bytes))?;
-        return Ok((state, Bytes::from(stored)));
+        return Ok(Stored { state, bytes: Bytes::from(stored), outdated: false });
     }
     let row = rows.get(group, &rows::schema(fingerprint))?;
     let row = row.ok_or_else(|| format!("its schema {fingerprint:016x} is not in the log"))?;
@@ -146,7 +158,7 @@ pub(super) fn read_state(
         items.find_lost()?;
     }
     let bytes = state.encode_into(today.to_be_bytes().to_vec())?;
-    Ok((state, Bytes::from(bytes)))
+    Ok(Stored { state, bytes: Bytes::from(bytes), outdated: true })
 }
 
 /// The build that stored a schema first, and the schema.
@@ -185,26 +197,28 @@ impl Host {
             .rows
             .get(self.group, &rows::state(actor))
             .map_err(|error| rows_failed("its state", actor, &error))?;
-        let items = kind.has_collections().then(|| {
-            Handle::of(actor.clone(), self.group, self.shared.rows.clone(), self.collection_ids.clone())
-        });
-        let (mut state, bytes) = match stored {
+        let items = kind.has_collections().then(|| self.items_of(actor));
+        let Stored { mut state, bytes, outdated } = match stored {
             None => {
                 if for_call {
                     self.admit_newcomer()?;
                 }
                 let state =
                     fresh(&**kind, items.as_ref()).map_err(|why| self.storage_fault("state", actor, &why))?;
-                (state, Bytes::new())
+                Stored { state, bytes: Bytes::new(), outdated: false }
             }
             Some(stored) => match read_state(&*self.shared.rows, self.group, &**kind, items.as_ref(), stored)
             {
-                Ok(decoded) => {
+                Ok(stored) => {
                     self.readable(actor);
-                    decoded
+                    stored
                 }
                 Err(misread) => return Err(self.unreadable(actor, misread)),
             },
+        };
+        let items = match items {
+            None if outdated => self.lost_items(actor)?,
+            items => items,
         };
         self.wake(actor, &**kind, &mut *state)?;
         let fixed = ACTIVATION_BYTES + (actor.as_str().len() + size_of_val(&*state)) as u64;
@@ -212,6 +226,7 @@ impl Host {
             kind: kind.clone(),
             state: Some(state),
             bytes,
+            outdated,
             items,
             settled_at: RecordSeq(0),
             last_used: now,
@@ -228,6 +243,17 @@ impl Host {
         self.gauges.resident.store(self.activations.len() as u64, Ordering::Relaxed);
         self.show_oldest();
         Ok(())
+    }
+
+    fn items_of(&self, actor: &ActorId) -> Handle {
+        Handle::of(actor.clone(), self.group, self.shared.rows.clone(), self.collection_ids.clone())
+    }
+
+    /// The items of an actor whose type had collections and has none any more; they go with its next record.
+    fn lost_items(&self, actor: &ActorId) -> Result<Option<Handle>, Fault> {
+        let items = self.items_of(actor);
+        let found = items.find_lost().map_err(|error| rows_failed("an item", actor, &error))?;
+        Ok(found.then_some(items))
     }
 
     fn no_room(&self, what: &str, limit: u64) -> Fault {
@@ -262,6 +288,7 @@ impl Host {
         let Some(act) = self.activations.get_mut(actor) else { return };
         let before = act.cost();
         act.bytes = bytes.clone();
+        act.outdated = false;
         let after = act.cost();
         self.memory().charge(after);
         self.memory().release(before);
@@ -392,7 +419,7 @@ impl Host {
         let mut bytes = Vec::with_capacity(act.bytes.len().max(32));
         bytes.extend_from_slice(&fingerprint.to_be_bytes());
         let bytes = state.encode_into(bytes).map_err(|why| self.storage_fault("new state", actor, &why))?;
-        let changed = bytes[..] != act.bytes[..];
+        let changed = act.outdated || bytes[..] != act.bytes[..];
         if changed {
             let check = act.kind.check(&bytes[FINGERPRINT_BYTES..]);
             check.map_err(|why| self.storage_fault("new state", actor, &why))?;

@@ -146,7 +146,7 @@ impl StaleReads {
             .then(|| Handle::of(call.target.clone(), group, rows.clone(), Ids::new(Term(0))).copy());
         match rows.get(group, &rows::state(&call.target)).ok()? {
             None => fresh(kind, items.as_ref()).ok(),
-            Some(stored) => Some(read_state(&*rows, group, kind, items.as_ref(), stored).ok()?.0),
+            Some(stored) => Some(read_state(&*rows, group, kind, items.as_ref(), stored).ok()?.state),
         }
     }
 
