@@ -1,11 +1,12 @@
 //! The test cluster: what it does to nodes, and that these keep what they promise meanwhile.
 
+use std::future::IntoFuture;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use perennial::Detailed;
 use perennial::prelude::*;
 use perennial::testing::TestCluster;
+use perennial::{Detailed, Map};
 
 /// Counts, also for others.
 #[data]
@@ -175,6 +176,55 @@ async fn a_read_that_may_be_behind_is_answered_by_any_replica() {
     let newest = counter.about().stale(Duration::ZERO).detailed().await;
     assert_eq!((newest.result, newest.age), (Ok(1), None), "asked for the newest");
     assert!(counter.about().detailed().await.age.is_some(), "stale unless asked otherwise");
+}
+
+/// Looks at its own items when it comes into memory.
+#[data]
+#[derive(Default)]
+pub struct Index {
+    entries: Map<u64, u64>,
+}
+
+#[actor]
+impl Index {
+    #[activated]
+    fn check(&mut self) {
+        for _ in 0..10 {
+            assert_eq!(
+                self.entries.iter().count() as u64,
+                self.entries.len(),
+                "its rows do not fit together"
+            );
+        }
+    }
+
+    /// Enters some.
+    pub fn enter(&mut self, from: u64, to: u64) {
+        (from..to).for_each(|n| {
+            let _ = self.entries.insert(n, n);
+        });
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.entries.len()
+    }
+}
+
+#[tokio::test]
+async fn rows_that_change_under_a_read_are_no_fault_of_the_actor() {
+    let cluster = TestCluster::builder(App::new("test").actor::<Index>()).nodes(1).start().await;
+    let index = cluster.get::<Index>("a");
+    index.enter(0, 200).await.unwrap();
+    while index.count().stale(HOUR).timeout(LONG).detailed().await.age.is_none() {}
+    for n in 200..400 {
+        let (entered, read) = tokio::join!(
+            index.enter(n, n + 1).timeout(LONG).into_future(),
+            index.count().stale(HOUR).timeout(LONG).into_future()
+        );
+        entered.unwrap();
+        assert!(matches!(read, Ok(count) if (n..=n + 1).contains(&count)), "{read:?}");
+    }
 }
 
 #[tokio::test]

@@ -46,6 +46,7 @@ use crate::actor::{Args, Finished, State};
 use crate::app::Kinds;
 use crate::call::{Answered, Caller, EventItem, EventsFrom};
 use crate::clock::Clock;
+use crate::ctx::{RemindersView, TurnEnv};
 use crate::error::Fault;
 use crate::link::lock;
 use crate::replica::RowStore;
@@ -93,6 +94,23 @@ pub(crate) struct HostCall {
     pub(crate) read_only: bool,
     pub(crate) path: Vec<ActorId>,
     pub(crate) deadline: Instant,
+}
+
+impl HostCall {
+    /// What its turn is given where no host runs it.
+    fn env(&self, caller: Arc<dyn Caller>, now: Millis, reminders: RemindersView) -> TurnEnv {
+        TurnEnv {
+            me: self.target.clone(),
+            caller,
+            path: self.path.clone(),
+            request: self.request,
+            lasting: false,
+            deadline: self.deadline,
+            now,
+            due: None,
+            reminders,
+        }
+    }
 }
 
 /// How a host ends a call.

@@ -15,12 +15,11 @@ use super::activation::{fresh, read_state};
 use super::reminders::RemindersView;
 use super::turns::handler;
 use super::{HostCall, HostCounters};
-use crate::actor::{Answer, Kind, State};
+use crate::actor::{Answer, Finished, Kind, State};
 use crate::app::Kinds;
 use crate::call::{Answered, Caller};
 use crate::clock::Clock;
 use crate::collections::{Handle, Ids};
-use crate::ctx::TurnEnv;
 use crate::error::Fault;
 use crate::replica::ReplicaHandle;
 use crate::replica::standing::Standing;
@@ -112,29 +111,27 @@ impl StaleReads {
                 // What cannot be read here is told, or read, by the leader.
                 None => return Ok(None),
             };
-            let finished = if described.asynchronous {
-                if !standing.is_still(view) {
-                    continue;
+            let reminders = RemindersView::applied(self.replica.rows(), group);
+            let env = call.env(caller.clone(), self.clock.now(), reminders);
+            let woken = if kind.options().hooks.activated { state.activated(env.clone()) } else { Ok(()) };
+            let finished = match woken {
+                Ok(()) if described.asynchronous => {
+                    if !standing.is_still(view) {
+                        continue;
+                    }
+                    let turn = state.run_async(method, call.args.clone(), env);
+                    return match tokio::time::timeout_at(call.deadline.into(), turn).await {
+                        Ok((_, finished)) => Ok(Some((finished.answer, age))),
+                        Err(_) => Err(Fault::TimedOut { actor: call.target.to_string() }),
+                    };
                 }
-                if kind.options().hooks.activated {
-                    state.activated(self.env(group, call, &caller))?;
-                }
-                let turn = state.run_async(method, call.args.clone(), self.env(group, call, &caller));
-                match tokio::time::timeout_at(call.deadline.into(), turn).await {
-                    Ok((_, finished)) => finished,
-                    Err(_) => return Err(Fault::TimedOut { actor: call.target.to_string() }),
-                }
-            } else {
-                if kind.options().hooks.activated {
-                    state.activated(self.env(group, call, &caller))?;
-                }
-                let finished = state.run(method, call.args.clone(), self.env(group, call, &caller));
-                if !standing.is_still(view) {
-                    continue;
-                }
-                finished
+                Ok(()) => state.run(method, call.args.clone(), env),
+                Err(fault) => Finished::fault(fault),
             };
-            return Ok(Some((finished.answer, age)));
+            // Rows that changed meanwhile may have been the reason for anything, also for a failure.
+            if standing.is_still(view) {
+                return Ok(Some((finished.answer, age)));
+            }
         }
         Ok(None)
     }
@@ -147,20 +144,6 @@ impl StaleReads {
         match rows.get(group, &rows::state(&call.target)).ok()? {
             None => fresh(kind, items.as_ref()).ok(),
             Some(stored) => Some(read_state(&*rows, group, kind, items.as_ref(), stored).ok()?.state),
-        }
-    }
-
-    fn env(&self, group: GroupId, call: &HostCall, caller: &Arc<dyn Caller>) -> TurnEnv {
-        TurnEnv {
-            me: call.target.clone(),
-            caller: caller.clone(),
-            path: call.path.clone(),
-            request: call.request,
-            lasting: false,
-            deadline: call.deadline,
-            now: self.clock.now(),
-            due: None,
-            reminders: RemindersView::applied(self.replica.rows(), group),
         }
     }
 }

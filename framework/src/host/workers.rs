@@ -98,17 +98,7 @@ impl Workers {
             }));
         };
         here.calls.fetch_add(1, Ordering::Relaxed);
-        let env = TurnEnv {
-            me: call.target.clone(),
-            caller,
-            path: call.path.clone(),
-            request: call.request,
-            lasting: false,
-            deadline: call.deadline,
-            now: self.clock.now(),
-            due: None,
-            reminders: RemindersView::default(),
-        };
+        let env = call.env(caller, self.clock.now(), RemindersView::default());
         let (here, node) = (here.clone(), self.node.clone());
         tokio::spawn(async move {
             let said = here.work(method, call, env, place).await;
