@@ -20,7 +20,7 @@ use super::newcomers::{ACTIVATIONS_MAX, NEW_ACTORS_PER_SECOND_MAX};
 use super::owed::Owed;
 use super::timers::Timer;
 use super::turns::{Work, rows_failed};
-use super::{Host, HostCounters, events};
+use super::{Host, HostCounters};
 use crate::actor::{Kind, State, caught};
 use crate::collections::{self, Doing, Handle};
 use crate::ctx::TurnEnv;
@@ -61,8 +61,6 @@ pub(crate) struct Activation {
     pub(super) reminders: Option<usize>,
     /// Its timers. They are no reason to stay in memory.
     pub(super) timers: BTreeMap<String, Timer>,
-    /// Its events.
-    pub(super) events: events::Kept,
 }
 
 impl Activation {
@@ -234,7 +232,6 @@ impl Host {
             waiting: VecDeque::new(),
             reminders: None,
             timers: BTreeMap::new(),
-            events: events::Kept::default(),
         };
         self.memory().charge(act.cost());
         self.memory().note_made();

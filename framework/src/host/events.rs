@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use perennial_core::id::{ActorId, LogIndex};
+use perennial_core::id::{ActorId, LogIndex, RecordSeq};
 use perennial_core::partition::record::Record;
 use perennial_core::partition::rows;
 use perennial_core::time::Millis;
@@ -27,6 +27,8 @@ pub const FOLLOWERS_MAX: usize = 10_000;
 pub const EVENTS_SURPLUS_MAX: u32 = 256;
 /// Actors whose oldest event is looked at in one round of housekeeping.
 const EVENTS_SWEPT_MAX: usize = 1000;
+/// Actors that are not in memory whose number of events is known; with more, all of those are forgotten.
+const EVENTS_COUNTED_MAX: usize = 16 * 1024;
 /// Events read at a time.
 const EVENTS_READ_MAX: usize = 256;
 
@@ -61,12 +63,14 @@ struct Page {
 }
 
 /// How many events of an actor there are, as far as that is known.
+///
+/// It outlives the activation: counting reads all of them, and rows still show what a record on its way takes.
 #[derive(Default)]
 pub(super) struct Kept {
-    /// Not known until the first ones are published in this activation.
+    /// Not known until the first ones are published in this epoch.
     count: Option<u32>,
-    /// Up to which they are to go.
-    trimmed: Option<EventId>,
+    /// Up to which they are to go, and the record that says so.
+    trimmed: Option<(EventId, RecordSeq)>,
 }
 
 impl Host {
@@ -245,18 +249,18 @@ impl Host {
     pub(super) fn events_published(&mut self, actor: &ActorId, published: u32) {
         let Some(act) = self.activations.get(actor) else { return };
         let kept = act.kind.retention();
-        let count = match act.events.count {
+        let known = self.events_kept.get(actor);
+        let count = match known.and_then(|known| known.count) {
             Some(count) => count.saturating_add(published),
             None => {
-                let (from, to) = rows::events_after(actor, None, self.applied_index);
+                let trimmed = known.and_then(|known| known.trimmed).map(|(id, _)| (id.index, id.n));
+                let (from, to) = rows::events_after(actor, trimmed, self.applied_index);
                 let there = self.shared.rows.range(self.group, &from, Some(&to));
                 let most = kept.count as usize + 2 * EVENTS_SURPLUS_MAX as usize;
                 (there.take(most).count() as u32).saturating_add(published)
             }
         };
-        if let Some(act) = self.activations.get_mut(actor) {
-            act.events.count = Some(count);
-        }
+        self.events_kept.entry(actor.clone()).or_default().count = Some(count);
         let surplus = count.saturating_sub(kept.count);
         if surplus >= EVENTS_SURPLUS_MAX.min(kept.count.max(1)) {
             self.trim_events(actor, kept, surplus);
@@ -266,8 +270,9 @@ impl Host {
     /// Proposes to forget an actor's oldest events: so many, and those beyond their time.
     fn trim_events(&mut self, actor: &ActorId, kept: Retention, surplus: u32) {
         let now = self.now();
-        let before = self.activations.get(actor).and_then(|act| act.events.trimmed);
-        let (from, to) = rows::events_after(actor, before.map(|id| (id.index, id.n)), self.applied_index);
+        let trimmed = self.events_kept.get(actor).and_then(|known| known.trimmed);
+        let (from, to) =
+            rows::events_after(actor, trimmed.map(|(id, _)| (id.index, id.n)), self.applied_index);
         let mut upto = None;
         let mut gone = 0;
         for found in self.shared.rows.range(self.group, &from, Some(&to)) {
@@ -283,18 +288,30 @@ impl Host {
             gone += 1;
             upto = Some(EventId { index, n });
         }
-        let Some(EventId { index, n }) = upto else { return };
-        if let Some(act) = self.activations.get_mut(actor) {
-            act.events.trimmed = upto;
-            act.events.count = act.events.count.map(|count| count.saturating_sub(gone));
-        }
-        let record = Record::EventsTrimmed { actor: actor.clone(), index: LogIndex(index), n };
+        let Some(upto) = upto else { return };
+        let record = Record::EventsTrimmed { actor: actor.clone(), index: LogIndex(upto.index), n: upto.n };
         let seq = self.append(record, actor.as_str().len() + 32);
         self.owed.push_back(Owed::nothing(seq));
+        let known = self.events_kept.entry(actor.clone()).or_default();
+        known.count = known.count.map(|count| count.saturating_sub(gone));
+        known.trimmed = Some((upto, seq));
+    }
+
+    /// Forgets what is known of actors that are not in memory, when that is much: who publishes next is counted
+    /// anew.
+    fn forget_counts(&mut self) {
+        if self.events_kept.len() > EVENTS_COUNTED_MAX {
+            self.events_kept.retain(|actor, known| {
+                self.activations.contains_key(actor)
+                    || known.trimmed.is_some_and(|(_, seq)| seq >= self.applied)
+            });
+            self.events_kept.shrink_to(EVENTS_COUNTED_MAX);
+        }
     }
 
     /// Forgets events beyond their time, of some actors after those of the last round.
     pub(super) fn sweep_events(&mut self) {
+        self.forget_counts();
         let now = self.now();
         let mut last = self.events_swept.take();
         for _ in 0..EVENTS_SWEPT_MAX {

@@ -185,6 +185,8 @@ pub(crate) struct Host {
     /// Waits for the reminder that is planned.
     pub(super) reminders_task: Option<AbortOnDropHandle<()>>,
     pub(super) followers: Vec<events::Follower>,
+    /// What is known of how many events actors have; of those in memory, and of others that published.
+    pub(super) events_kept: HashMap<ActorId, events::Kept, FixedState>,
     /// The actor whose oldest event was looked at last, while there are more.
     pub(super) events_swept: Option<ActorId>,
     /// When idle actors were last made to leave before their time.
@@ -238,6 +240,7 @@ impl Host {
             reminders_ahead: HashMap::default(),
             timers_started: 0,
             followers: Vec::new(),
+            events_kept: HashMap::default(),
             events_swept: None,
             made_room: None,
             forgetting: None,
