@@ -61,6 +61,8 @@ pub(crate) struct Activation {
     pub(super) reminders: Option<usize>,
     /// Its timers. They are no reason to stay in memory.
     pub(super) timers: BTreeMap<String, Timer>,
+    /// What those take, in bytes.
+    pub(super) timers_cost: u32,
 }
 
 impl Activation {
@@ -82,9 +84,9 @@ impl Activation {
         decode(items, || self.kind.decode(&self.bytes[FINGERPRINT_BYTES..]))
     }
 
-    /// What it takes of the node's memory, by estimate: the state once as it is and once encoded.
+    /// What it takes of the node's memory, by estimate: the state once as it is and once encoded, and timers.
     pub(super) fn cost(&self) -> u64 {
-        u64::from(self.fixed) + 2 * self.bytes.len() as u64
+        u64::from(self.fixed) + u64::from(self.timers_cost) + 2 * self.bytes.len() as u64
     }
 
     /// Whether it may leave memory.
@@ -232,6 +234,7 @@ impl Host {
             waiting: VecDeque::new(),
             reminders: None,
             timers: BTreeMap::new(),
+            timers_cost: 0,
         };
         self.memory().charge(act.cost());
         self.memory().note_made();

@@ -4,6 +4,7 @@
 //! what it changes is a record. The timer itself is in no record: it goes when its actor leaves memory, for
 //! which timers are no reason to stay, and when the epoch ends.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use perennial_core::id::ActorId;
@@ -18,6 +19,9 @@ use crate::error::Fault;
 /// Timers of one actor; a turn that starts more is undone.
 pub const TIMERS_OF_ONE_MAX: usize = 16;
 
+/// What a timer takes besides names and arguments, in bytes: its place in the table and the task that waits.
+const TIMER_BYTES: u64 = 512;
+
 /// A timer that runs, or whose turn does.
 pub(super) struct Timer {
     id: u64,
@@ -28,7 +32,33 @@ pub(super) struct Timer {
     _task: Option<AbortOnDropHandle<()>>,
 }
 
+impl Timer {
+    /// What it takes of the node's memory, by estimate.
+    fn cost(&self, name: &str) -> u64 {
+        let message = &self.message;
+        let names = 2 * name.len() + message.method.len() + message.target.as_str().len();
+        TIMER_BYTES + (names + message.args.len()) as u64
+    }
+}
+
 impl Host {
+    /// Changes an actor's timers, and what is charged for them.
+    fn with_timers<T>(
+        &mut self,
+        actor: &ActorId,
+        change: impl FnOnce(&mut BTreeMap<String, Timer>) -> T,
+    ) -> Option<T> {
+        let act = self.activations.get_mut(actor)?;
+        let before = act.cost();
+        let changed = change(&mut act.timers);
+        let cost: u64 = act.timers.iter().map(|(name, timer)| timer.cost(name)).sum();
+        act.timers_cost = u32::try_from(cost).unwrap_or(u32::MAX);
+        let after = act.cost();
+        self.memory().charge(after);
+        self.memory().release(before);
+        Some(changed)
+    }
+
     /// Whether the actor may have the timers that a turn leaves it with.
     ///
     /// # Errors
@@ -61,9 +91,7 @@ impl Host {
                     self.start_timer(actor, name, after, again, message);
                 }
                 TimerChange::Stop { name } => {
-                    if let Some(act) = self.activations.get_mut(actor) {
-                        act.timers.remove(&name);
-                    }
+                    self.with_timers(actor, |timers| timers.remove(&name));
                 }
             }
         }
@@ -73,12 +101,12 @@ impl Host {
         self.timers_started += 1;
         let id = self.timers_started;
         let (mailbox, whose, named) = (self.mailbox.clone(), actor.clone(), name.clone());
-        let Some(act) = self.activations.get_mut(actor) else { return };
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             tokio::time::sleep(after).await;
             let _ = mailbox.cast(HostMessage::TimerDue { actor: whose, name: named, id });
         }));
-        act.timers.insert(name, Timer { id, after, again, message, _task: Some(task) });
+        let timer = Timer { id, after, again, message, _task: Some(task) };
+        self.with_timers(actor, |timers| timers.insert(name, timer));
     }
 
     /// What the timer delivers, if it is there still.
@@ -100,12 +128,12 @@ impl Host {
 
     /// The turn of a timer has ended: it starts anew, or is over.
     pub(super) fn end_timer(&mut self, actor: &ActorId, name: String, id: u64) {
-        let Some(act) = self.activations.get_mut(actor) else { return };
-        if act.timers.get(&name).is_none_or(|timer| timer.id != id) {
+        if !self.timer_runs(actor, &name, id) {
             return;
         }
-        let Some(timer) = act.timers.remove(&name) else { return };
-        if timer.again {
+        if let Some(Some(timer)) = self.with_timers(actor, |timers| timers.remove(&name))
+            && timer.again
+        {
             self.start_timer(actor, name, timer.after, true, timer.message);
         }
     }
