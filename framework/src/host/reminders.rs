@@ -8,7 +8,7 @@
 //! Invariant: a row of a due time has a row of its name that says the same due time. So a firing that
 //! had to wait looks at the name again: its record would take away what has replaced it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ pub const REMINDERS_OF_ONE_MAX: usize = 10_000;
 pub const REMINDERS_TOLD_MAX: u32 = 1000;
 /// Bytes of them, with one more reminder.
 const TOLD_BYTES_MAX: usize = 512 * 1024;
+/// Bytes of rows read for them, with one more; a row has the arguments of its call.
+const READ_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Reminders fired at a time.
 const FIRE_MAX: usize = 256;
 /// Pause between two such rounds, in milliseconds.
@@ -350,7 +352,7 @@ impl Host {
         let (from, to) = rows::reminder_names(actor);
         let found = self.shared.rows.range(self.group, &from, Some(&to)).map(|row| row.map(|(key, _)| key));
         let mut names = found
-            .collect::<Result<std::collections::BTreeSet<_>, _>>()
+            .collect::<Result<BTreeSet<_>, _>>()
             .map_err(|error| rows_failed("a reminder", actor, &error))?;
         for (name, (_, stands)) in self.reminders_ahead.get(actor).into_iter().flatten() {
             let key = rows::reminder_name(actor, name);
@@ -423,23 +425,22 @@ impl Host {
     }
 
     fn reminder_page(&self, query: &ReminderQuery) -> Result<ReminderPage, Fault> {
-        let limit = query.limit.clamp(1, REMINDERS_TOLD_MAX) as usize;
         let before = query.due_before.unwrap_or(Millis(u64::MAX));
-        let mut page = ReminderPage::default();
+        let mut page = Telling::new(query.limit);
         if let Some(actor) = &query.actor {
-            let set = RemindersView::applied(self.shared.rows.clone(), self.group).all(actor)?;
-            let all = set.into_iter().map(|(name, (due, row))| Reminder::of(actor.clone(), name, due, row));
-            let after = |r: &Reminder| {
-                query.after.as_ref().is_none_or(|(due, _, name)| (r.due, &r.name) > (*due, name))
-            };
-            page.reminders = all.filter(|r| r.due < before && after(r)).collect();
-            page.reminders.sort_by(|a, b| (a.due, &a.name).cmp(&(b.due, &b.name)));
-            let fit = fitting(&page.reminders).min(limit);
-            page.more = page.reminders.len() > fit;
-            page.reminders.truncate(fit);
-            return Ok(page);
+            for (due, name) in self.reminders_due_of(actor, before, query)? {
+                if page.is_full() {
+                    page.told.more = true;
+                    break;
+                }
+                let stored = self.shared.rows.get(self.group, &rows::reminder_due(due, actor, &name));
+                // It may have fired since.
+                if let Some(value) = stored.map_err(|error| rows_failed("its reminders", actor, &error))? {
+                    page.tell(due, actor.clone(), name, &value);
+                }
+            }
+            return Ok(page.told);
         }
-        let mut bytes = 0;
         let (mut from, to) = rows::reminders();
         if let Some((due, actor, name)) = &query.after {
             from = rows::reminder_due(*due, actor, name);
@@ -451,19 +452,38 @@ impl Host {
                 rows_failed("its reminders", &partition, &error)
             })?;
             let Some((due, actor, name)) = rows::read_reminder_due(&key) else { continue };
-            let Ok(row) = postcard::from_bytes(&value) else { continue };
             if due >= before {
                 break;
             }
-            if page.reminders.len() == limit || bytes > TOLD_BYTES_MAX {
-                page.more = true;
+            if page.is_full() {
+                page.told.more = true;
                 break;
             }
-            let reminder = Reminder::of(actor, name, due, row);
-            bytes += told_bytes(&reminder);
-            page.reminders.push(reminder);
+            page.tell(due, actor, name, &value);
         }
-        Ok(page)
+        Ok(page.told)
+    }
+
+    /// When those of an actor's reminders are due that are asked for, earliest first. Reads no arguments.
+    fn reminders_due_of(
+        &self,
+        actor: &ActorId,
+        before: Millis,
+        query: &ReminderQuery,
+    ) -> Result<BTreeSet<(Millis, String)>, Fault> {
+        let (from, to) = rows::reminder_names(actor);
+        let mut set = BTreeSet::new();
+        for row in self.shared.rows.range(self.group, &from, Some(&to)) {
+            let (key, value) = row.map_err(|error| rows_failed("its reminders", actor, &error))?;
+            let (Some((_, name)), Some(due)) = (rows::read_reminder_name(&key), read_due(&value)) else {
+                continue;
+            };
+            let behind = |(after, _, last): &(Millis, ActorId, String)| (due, &name) > (*after, last);
+            if due < before && query.after.as_ref().is_none_or(behind) {
+                set.insert((due, name));
+            }
+        }
+        Ok(set)
     }
 
     /// Removes a reminder for somebody outside; tells whether there was one, once that is committed.
@@ -497,20 +517,34 @@ fn set(name: &str, due: Millis, row: ReminderRow) -> ReminderChange {
     ReminderChange::Set { name: name.to_owned(), due, message, replaces: None, repeat }
 }
 
-fn told_bytes(reminder: &Reminder) -> usize {
-    let names = reminder.actor.as_str().len() + reminder.target.as_str().len() + reminder.name.len();
-    names + reminder.handler.len() + reminder.repeats.as_ref().map_or(0, String::len) + 32
+/// A page of reminders that is being put together.
+struct Telling {
+    told: ReminderPage,
+    limit: usize,
+    /// Bytes of what is told, and of the rows read for it.
+    bytes: usize,
+    read: usize,
 }
 
-/// How many of these may be told at a time.
-fn fitting(reminders: &[Reminder]) -> usize {
-    let mut bytes = 0;
-    let fits = |reminder: &&Reminder| {
-        let before = bytes;
-        bytes += told_bytes(reminder);
-        before <= TOLD_BYTES_MAX
-    };
-    reminders.iter().take_while(fits).count()
+impl Telling {
+    fn new(limit: u32) -> Self {
+        let limit = limit.clamp(1, REMINDERS_TOLD_MAX) as usize;
+        Self { told: ReminderPage::default(), limit, bytes: 0, read: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.told.reminders.len() >= self.limit || self.bytes > TOLD_BYTES_MAX || self.read > READ_BYTES_MAX
+    }
+
+    /// Tells of one more, as its row has it.
+    fn tell(&mut self, due: Millis, actor: ActorId, name: String, row: &[u8]) {
+        let Ok(stored) = postcard::from_bytes(row) else { return };
+        let reminder = Reminder::of(actor, name, due, stored);
+        let names = reminder.actor.as_str().len() + reminder.target.as_str().len() + reminder.name.len();
+        self.bytes += names + reminder.handler.len() + reminder.repeats.as_ref().map_or(0, String::len) + 32;
+        self.read += row.len();
+        self.told.reminders.push(reminder);
+    }
 }
 
 /// About how large a change is in a record, in bytes.
