@@ -63,6 +63,8 @@ pub(crate) struct View(Mutex<Before>);
 struct Before {
     /// The items as they were; `None`: not there.
     items: Layer,
+    /// What was dropped first of each collection: the items below this key, or all.
+    dropped: BTreeMap<CollectionId, Bytes>,
     /// An item could not be read before it changed.
     broken: Option<String>,
 }
@@ -104,6 +106,15 @@ pub(crate) struct Draft {
     seen: BTreeSet<CollectionId>,
     /// Schemas that the log may lack.
     pub(crate) schemas: BTreeMap<u64, Bytes>,
+}
+
+impl Inner {
+    /// What is dropped with a draft: the items of these collections below a key, or all.
+    fn drops<'a>(&'a self, draft: &'a Draft) -> impl Iterator<Item = (CollectionId, Bytes)> + 'a {
+        let below = draft.truncated.iter().map(|(id, below)| (*id, below.clone()));
+        let gone = self.recorded.difference(&draft.seen).map(|id| (*id, Bytes::new()));
+        below.chain(gone)
+    }
 }
 
 impl Draft {
@@ -278,10 +289,8 @@ impl Handle {
                 None => ItemChange::Delete { collection, key },
             }
         });
-        let below = draft.truncated.iter().map(|(id, below)| (*id, below.clone()));
         let inner = self.items.lock();
-        let gone = inner.recorded.difference(&draft.seen).map(|id| (*id, Bytes::new()));
-        let drops = below.chain(gone).map(|(collection, below)| ItemChange::Drop { collection, below });
+        let drops = inner.drops(draft).map(|(collection, below)| ItemChange::Drop { collection, below });
         items.chain(drops).collect()
     }
 
@@ -305,6 +314,12 @@ impl Handle {
                 }
             }
         }
+        for view in &views {
+            let mut kept = lock(&view.0);
+            for (collection, below) in inner.drops(&draft) {
+                kept.dropped.entry(collection).or_insert(below);
+            }
+        }
         for (key, value) in draft.items {
             inner.order.push_back((seq, key.clone()));
             inner.overlay.insert(key, (seq, value));
@@ -321,6 +336,18 @@ impl Handle {
                 inner.overlay.remove(&key);
             }
         }
+    }
+
+    /// Whether a copy of the state may read what was dropped of a collection below a key, or all of it: it
+    /// was made before.
+    pub(crate) fn is_kept_for_copies(&self, collection: CollectionId, below: &[u8]) -> bool {
+        let inner = self.items.lock();
+        let mut copies = inner.views.iter().filter_map(Weak::upgrade);
+        copies.any(|view| {
+            let before = lock(&view.0);
+            let first = before.dropped.get(&collection);
+            first.is_some_and(|first| below.is_empty() || (!first.is_empty() && below >= first))
+        })
     }
 
     /// Whether a copy of the state is being read.

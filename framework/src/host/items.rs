@@ -10,11 +10,18 @@ use perennial_core::partition::rows;
 
 use super::Host;
 use super::owed::Owed;
-use crate::collections::{Draft, Handle};
+use crate::collections::Draft;
 use crate::ctx::Effects;
+use crate::replica::RowError;
 
-/// Dropped items forgotten with one record.
+/// Dropped items forgotten in one go.
 const ITEMS_FORGET_MAX: usize = 500;
+/// Bytes of them, with one more item.
+const BYTES_FORGET_MAX: usize = 1024 * 1024;
+/// Notes of what was dropped that are looked at in one go.
+const NOTES_MAX: usize = 128;
+/// Items read at a time.
+const PAGE_ITEMS: usize = 32;
 
 /// What a change takes in a record, in bytes.
 pub(super) fn change_size(change: &ItemChange) -> usize {
@@ -61,37 +68,87 @@ impl Host {
             // The rows still show what that record takes away.
             return true;
         }
-        let (mut from, to) = rows::all_dropped();
-        loop {
-            let Ok(found) = self.shared.rows.scan(self.group, &from, Some(&to), 1) else { return false };
-            let Some((noted, _)) = found.first() else { return false };
-            let Some((actor, collection, below)) = rows::read_dropped(noted) else { return false };
+        self.forget_noted().unwrap_or_else(|error| {
+            tracing::error!(partition = %self.partition, %error, "cannot read dropped items");
+            false
+        })
+    }
+
+    fn forget_noted(&mut self) -> Result<bool, RowError> {
+        let (all, to) = rows::all_dropped();
+        let from = self.forget_from.take().unwrap_or(all);
+        let found = self.shared.rows.scan(self.group, &from, Some(&to), NOTES_MAX)?;
+        let mut room = Room { items: ITEMS_FORGET_MAX, bytes: BYTES_FORGET_MAX };
+        // What the notes before it take away the rows still show.
+        let mut begin = Vec::new();
+        for (noted, _) in &found {
+            if room.is_used_up() {
+                self.forget_from = Some(noted.clone());
+                return Ok(true);
+            }
+            let Some((actor, collection, below)) = rows::read_dropped(noted) else { continue };
             let items = self.activations.get(&actor).and_then(|act| act.items.as_ref());
-            if items.is_some_and(Handle::is_copied) {
-                // Somebody may be reading them. The next one, then.
-                from = [noted, &[0][..]].concat();
+            if items.is_some_and(|items| items.is_kept_for_copies(collection, below)) {
+                // Its turn comes with another sweep.
                 continue;
             }
             let (first, end) = rows::items(&actor, collection);
             let until = if below.is_empty() { end } else { rows::item(&actor, collection, below) };
-            let Ok(found) = self.shared.rows.scan(self.group, &first, Some(&until), ITEMS_FORGET_MAX + 1)
-            else {
-                return false;
-            };
+            let next = self.reach(first.clone().max(begin.clone()), &until, &mut room)?;
             let own = |key: &[u8]| Bytes::copy_from_slice(&key[first.len()..]);
             let below = Bytes::copy_from_slice(below);
-            let (upto, dropped) = match found.get(ITEMS_FORGET_MAX) {
-                Some((key, _)) => (Some(own(key)), None),
+            let (upto, dropped) = match &next {
+                Some(key) => (Some(own(key)), None),
                 None => ((!below.is_empty()).then(|| below.clone()), Some(below)),
             };
-            let size = 96 + actor.as_str().len() + upto.as_ref().map_or(0, Bytes::len);
-            let record = Record::ItemsForgotten { actor, collection, upto, dropped };
-            let seq = self.append(record, size);
+            let size = 96 + actor.as_str().len() + 2 * upto.as_ref().map_or(0, Bytes::len);
+            let seq = self.append(Record::ItemsForgotten { actor, collection, upto, dropped }, size);
             self.forgetting_items = Some(seq);
             self.owed.push_back(Owed::nothing(seq));
-            return true;
+            if next.is_some() {
+                self.forget_from = Some(noted.clone());
+                return Ok(true);
+            }
+            begin = until.max(begin);
+        }
+        self.forget_from = found.last().filter(|_| found.len() == NOTES_MAX).map(|(last, _)| after(last));
+        Ok(self.forget_from.is_some())
+    }
+
+    /// The first of these items that there is no room for; the others take their part of it.
+    fn reach(&self, mut from: Vec<u8>, until: &[u8], room: &mut Room) -> Result<Option<Vec<u8>>, RowError> {
+        loop {
+            let found = self.shared.rows.scan(self.group, &from, Some(until), PAGE_ITEMS)?;
+            for (key, value) in &found {
+                if room.is_used_up() {
+                    return Ok(Some(key.clone()));
+                }
+                room.items -= 1;
+                room.bytes = room.bytes.saturating_sub(key.len() + value.len());
+            }
+            match found.last() {
+                Some((last, _)) if found.len() == PAGE_ITEMS => from = after(last),
+                _ => return Ok(None),
+            }
         }
     }
+}
+
+/// What may still be forgotten in one go.
+struct Room {
+    items: usize,
+    bytes: usize,
+}
+
+impl Room {
+    fn is_used_up(&self) -> bool {
+        self.items == 0 || self.bytes == 0
+    }
+}
+
+/// The first key behind this one.
+fn after(key: &[u8]) -> Vec<u8> {
+    [key, &[0]].concat()
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ mod reads;
 pub(crate) mod reminders;
 pub(crate) mod stale;
 pub(crate) mod sweep;
+#[cfg(test)]
+mod tests;
 pub(crate) mod timers;
 pub(crate) mod turns;
 mod unrecorded;
@@ -182,6 +184,8 @@ pub(crate) enum HostMessage {
     CancelReminder { actor: ActorId, name: String, told: oneshot::Sender<Result<bool, Fault>> },
     /// Time for housekeeping.
     Sweep,
+    /// There is more to forget.
+    Forget,
     /// It has the actor that was used longest ago on a node without memory for more.
     Relieve,
 }

@@ -16,16 +16,29 @@ pub const IDLE_MS_MAX: u64 = 10 * 60 * 1000;
 pub(super) const SWEEP_PERIOD: Duration = Duration::from_secs(10);
 /// Kept replies or sessions forgotten with one record.
 const FORGET_MAX: usize = 1000;
-/// Pause before the next such record while there are more.
-const FORGET_PAUSE: Duration = Duration::from_millis(50);
+/// Pause before more is forgotten, while nothing else waits for the log.
+const FORGET_PAUSE: Duration = Duration::from_millis(10);
+/// The same while something does.
+const FORGET_PAUSE_BUSY: Duration = Duration::from_millis(50);
 
 impl Host {
-    /// Lets idle actors leave memory and forgets replies whose time is over.
+    /// Lets idle actors leave memory and forgets events and replies whose time is over, and dropped items.
     pub(super) fn sweep(&mut self) {
         self.let_leave(usize::MAX, Duration::from_millis(IDLE_MS_MAX), u64::MAX, Reason::Idle);
         self.sweep_events();
-        let more = self.forget_old(self.now()) | self.forget_items();
-        self.tell_after(if more { FORGET_PAUSE } else { SWEEP_PERIOD }, HostMessage::Sweep);
+        if !self.forgets {
+            self.forget();
+        }
+        self.tell_after(SWEEP_PERIOD, HostMessage::Sweep);
+    }
+
+    /// Forgets a bounded number of replies and items, and goes on after a pause while there are more.
+    pub(super) fn forget(&mut self) {
+        let pause = if self.owed.is_empty() { FORGET_PAUSE } else { FORGET_PAUSE_BUSY };
+        self.forgets = self.forget_old(self.now()) | self.forget_items();
+        if self.forgets {
+            self.tell_after(pause, HostMessage::Forget);
+        }
     }
 
     /// Forgets kept replies and sessions whose time is over; says whether there may be more of them.

@@ -191,6 +191,8 @@ pub(crate) struct Host {
     pub(super) events_swept: Option<ActorId>,
     /// When idle actors were last made to leave before their time.
     pub(super) made_room: Option<u64>,
+    /// It forgets more before the next sweep.
+    pub(super) forgets: bool,
     /// The record that last forgot kept replies.
     pub(super) forgetting: Option<RecordSeq>,
     /// Schemas known to be in the log, by fingerprint.
@@ -198,6 +200,8 @@ pub(crate) struct Host {
     pub(super) collection_ids: Ids,
     /// The record that last forgot dropped items.
     pub(super) forgetting_items: Option<RecordSeq>,
+    /// The note of dropped items to go on with.
+    pub(super) forget_from: Option<Vec<u8>>,
     /// Actors met whose state cannot be read here: parked, or waiting for a newer build.
     pub(super) parked: HashMap<ActorId, bool, FixedState>,
     /// When the partition was last to be handed over to a newer build.
@@ -243,10 +247,12 @@ impl Host {
             events_kept: HashMap::default(),
             events_swept: None,
             made_room: None,
+            forgets: false,
             forgetting: None,
             schemas: HashSet::default(),
             collection_ids: Ids::new(opening.epoch),
             forgetting_items: None,
+            forget_from: None,
             parked: HashMap::default(),
             passed_on: None,
             tasks: tokio::task::JoinSet::new(),
@@ -280,6 +286,7 @@ impl Host {
             HostMessage::Reminders { query, told } => self.on_reminders(&query, told),
             HostMessage::CancelReminder { actor, name, told } => self.on_cancel_reminder(actor, name, told),
             HostMessage::Sweep => self.sweep(),
+            HostMessage::Forget => self.forget(),
             HostMessage::Relieve => {
                 if self.on_relieve() == 0 {
                     return;

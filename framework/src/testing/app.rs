@@ -4,7 +4,7 @@
 //! real ones. Never fails by itself: for that there is [`TestCluster`](super::TestCluster).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use perennial_core::hash::PartitionCount;
@@ -35,6 +35,8 @@ pub struct TestApp {
     router: Arc<Router>,
     hosts: Arc<Hosts>,
     rows: Arc<dyn RowStore>,
+    #[cfg(test)]
+    log: Arc<InstantLog>,
     supervisor: ractor::ActorRef<Quiet>,
     counters: Arc<HostCounters>,
 }
@@ -64,7 +66,7 @@ impl TestApp {
         Self::start(app, rows, ACTORS_BYTES_DEFAULT).await
     }
 
-    async fn start(app: App, rows: Arc<dyn RowStore>, actors_bytes: u64) -> Self {
+    pub(crate) async fn start(app: App, rows: Arc<dyn RowStore>, actors_bytes: u64) -> Self {
         let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");
         let node = NodeId::new("test").expect("a valid node id");
         let spec = MemberSpec::new(node.clone(), "test:1");
@@ -81,6 +83,7 @@ impl TestApp {
                 .collect(),
             rows: rows.clone(),
             hosts: hosts.clone(),
+            held: Mutex::default(),
         });
         let clock =
             Clock::Tokio { start: tokio::time::Instant::now(), at: WallClock::new(Clock::System.now().0) };
@@ -91,7 +94,7 @@ impl TestApp {
             node,
             kinds: app.kinds().clone(),
             rows: rows.clone(),
-            log,
+            log: log.clone(),
             caller: Arc::new(caller.clone()),
             courier: Arc::new(caller),
             clock,
@@ -108,7 +111,15 @@ impl TestApp {
             hosts.open(host);
             router.leader(partition, EPOCH, Some(MemberId(1)));
         }
-        Self { router, hosts, rows, supervisor, counters }
+        Self {
+            router,
+            hosts,
+            rows,
+            #[cfg(test)]
+            log,
+            supervisor,
+            counters,
+        }
     }
 
     /// Actors in memory.
@@ -140,6 +151,25 @@ impl TestApp {
     pub fn dead_letters(&self) -> DeadLetters {
         let partitions = PartitionCount::try_from(PARTITIONS).expect("a power of two");
         DeadLetters::new(self.caller(), partitions)
+    }
+
+    /// Has the log commit so many proposals more and keep those behind them waiting.
+    #[cfg(test)]
+    pub(crate) fn hold_log_after(&self, proposals: usize) {
+        *self.log.held() = Some((proposals, Vec::new()));
+    }
+
+    /// Has the log commit what waits, and go on.
+    #[cfg(test)]
+    pub(crate) fn release_log(&self) {
+        let held = self.log.held().take();
+        held.into_iter().flat_map(|(_, waiting)| waiting).for_each(|proposal| self.log.commit(proposal));
+    }
+
+    /// Its router.
+    #[cfg(test)]
+    pub(crate) fn router(&self) -> &Arc<Router> {
+        &self.router
     }
 
     /// The applied rows of its partitions.
@@ -177,10 +207,16 @@ struct InstantLog {
     machines: BTreeMap<GroupId, Mutex<(LogIndex, Partition)>>,
     rows: Arc<dyn RowStore>,
     hosts: Arc<Hosts>,
+    /// How many more it commits, and what waits behind those.
+    held: Mutex<Option<(usize, Vec<Proposal>)>>,
 }
 
-impl Log for InstantLog {
-    fn propose(&self, proposal: Proposal) {
+impl InstantLog {
+    fn held(&self) -> MutexGuard<'_, Option<(usize, Vec<Proposal>)>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn commit(&self, proposal: Proposal) {
         let (Some(machine), Some(partition)) =
             (self.machines.get(&proposal.group), proposal.group.partition())
         else {
@@ -197,6 +233,17 @@ impl Log for InstantLog {
         }
         let applied = HostMessage::Applied { index: *index, next_seq: machine.next_seq(proposal.epoch) };
         self.hosts.tell(partition, EPOCH, applied);
+    }
+}
+
+impl Log for InstantLog {
+    fn propose(&self, proposal: Proposal) {
+        match &mut *self.held() {
+            Some((0, waiting)) => return waiting.push(proposal),
+            Some((more, _)) => *more -= 1,
+            None => {}
+        }
+        self.commit(proposal);
     }
 
     fn read_index(&self, group: GroupId, epoch: Term, ctx: u64) {
