@@ -5,27 +5,7 @@ use futures_util::future::join_all;
 use perennial::limits::ACTIVATION_BYTES;
 use perennial::prelude::*;
 use perennial::testing::TestApp;
-
-/// Counts.
-#[data]
-#[derive(Default)]
-struct Tally {
-    sum: i64,
-}
-
-#[actor]
-impl Tally {
-    /// Adds, and returns the sum.
-    pub fn add(&mut self, n: i64) -> i64 {
-        self.sum += n;
-        self.sum
-    }
-
-    /// The sum.
-    pub fn sum(&self) -> i64 {
-        self.sum
-    }
-}
+use perennial_benches::Tally;
 
 /// Actors that are called one after the other; a tenth of them fits.
 const ACTORS: u64 = 10_000;

@@ -4,27 +4,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures_util::future::join_all;
 use perennial::prelude::*;
 use perennial::testing::TestApp;
-
-/// Counts.
-#[data]
-#[derive(Default)]
-struct Tally {
-    sum: i64,
-}
-
-#[actor]
-impl Tally {
-    /// Adds, and returns the sum.
-    pub fn add(&mut self, n: i64) -> i64 {
-        self.sum += n;
-        self.sum
-    }
-
-    /// The sum.
-    pub fn sum(&self) -> i64 {
-        self.sum
-    }
-}
+use perennial_benches::Tally;
 
 fn turns(c: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -514,6 +514,17 @@ impl<A> StateOf<A> {
     }
 }
 
+impl<A: Actor> StateOf<A> {
+    /// Begins a handler, by its nature.
+    fn begin<'a>(&'a mut self, ctx: &'a mut Ctx<A>, method: usize, args: Args) -> Run<'a> {
+        if A::METHODS[method].write {
+            self.get_mut().write(ctx, method, args)
+        } else {
+            self.get().read(ctx, method, args)
+        }
+    }
+}
+
 impl<A> Drop for StateOf<A> {
     fn drop(&mut self) {
         let state = self.state.take();
@@ -530,16 +541,9 @@ impl<A: Actor> State for StateOf<A> {
         let described = &A::METHODS[method];
         let items = self.items.clone();
         let run = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            with_items(items.as_ref(), described.write, || {
-                let run = if described.write {
-                    self.get_mut().write(&mut ctx, method, args)
-                } else {
-                    self.get().read(&ctx, method, args)
-                };
-                match run {
-                    Run::Done(answer) => answer,
-                    Run::Later(_) => unreachable!("a plain handler answers at once"),
-                }
+            with_items(items.as_ref(), described.write, || match self.begin(&mut ctx, method, args) {
+                Run::Done(answer) => answer,
+                Run::Later(_) => unreachable!("a plain handler answers at once"),
             })
         }));
         let answer = run.unwrap_or_else(|panic| panicked::<A>(described, &*panic));
@@ -559,12 +563,7 @@ impl<A: Actor> State for StateOf<A> {
             let items = self.items.clone();
             let answer = {
                 let mut run = std::pin::pin!(async {
-                    let run = if described.write {
-                        self.get_mut().write(&mut ctx, method, args)
-                    } else {
-                        self.get().read(&ctx, method, args)
-                    };
-                    match run {
+                    match self.begin(&mut ctx, method, args) {
                         Run::Done(answer) => answer,
                         Run::Later(answer) => answer.await,
                     }

@@ -59,7 +59,9 @@ pub enum Fault {
     #[error("bad name: {0}")]
     BadName(String),
     /// A read was asked for but the handler writes.
-    #[error("{kind}.{method} changes state; a read (GET) never runs a write: call it as a write (POST)")]
+    #[error(
+        "{kind}.{method} changes state, and no read runs a write: call it by POST, or without a bound on its age"
+    )]
     NotARead {
         /// Kind.
         kind: String,

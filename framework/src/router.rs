@@ -272,6 +272,8 @@ impl Router {
                 && leader == asked
                 && !holds(routes, self.me(), partition)
             {
+                // The other replicas are asked then. Who holds one has its leader from the log's own news,
+                // which is not told twice: a leader whose epoch is not open yet must not be forgotten.
                 routes.forget(partition, term);
             }
         });
@@ -410,20 +412,8 @@ impl Router {
 
     /// Takes in what a node that does not lead said.
     fn redirected(&self, actor: &ActorId, asked: MemberId, hint: Option<(Term, MemberId)>) -> Attempt {
-        let mut learned = false;
-        self.change(|routes| {
-            let partition = routes.partition_of(actor);
-            if let Some((term, leader)) = hint {
-                learned = routes.learn(partition, term, leader);
-            } else if let Some((term, leader)) = routes.hint(partition)
-                && leader == asked
-                && !holds(routes, self.me(), partition)
-            {
-                // The other replicas are asked then. Who holds one has its leader from the log's own news,
-                // which is not told twice: a leader whose epoch is not open yet must not be forgotten.
-                routes.forget(partition, term);
-            }
-        });
+        let partition = self.routes().as_ref().map(|routes| routes.partition_of(actor));
+        let learned = partition.is_some_and(|partition| self.not_leading(partition, asked, hint));
         match hint {
             None => Attempt::Declined { by: asked, cut_off: None },
             Some(_) => Attempt::Elsewhere { learned },

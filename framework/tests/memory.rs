@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use perennial::Fault;
-use perennial::limits::{ACTIVATION_BYTES, IDLE_MS_MAX};
+use perennial::limits::{
+    ACTIVATION_BYTES, IDLE_MS_MAX, PARTITION_CALLS_MAX, RECORD_BYTES_MAX, STATE_BYTES_MAX,
+};
 use perennial::prelude::*;
 use perennial::testing::{TestApp, TestCluster};
 
@@ -165,6 +167,25 @@ async fn touch(app: &TestApp, keys: std::ops::Range<u32>) {
     for key in keys {
         app.get::<Counter>(key.to_string()).add(1).await.unwrap();
     }
+}
+
+/// Its limits are those of everybody.
+#[data]
+#[derive(Default)]
+pub struct Unlimited;
+
+#[actor(mailbox = 16_384, state_bytes = "384KiB", record_bytes = "512KiB", concurrency = 16_384)]
+impl Unlimited {}
+
+#[test]
+fn a_limit_of_a_kind_can_be_as_high_as_that_of_everybody() {
+    let limits = <Unlimited as Actor>::OPTIONS.limits;
+    assert_eq!(u64::from(limits.mailbox), PARTITION_CALLS_MAX);
+    assert_eq!(limits.concurrency.map(u64::from), Some(PARTITION_CALLS_MAX));
+    assert_eq!(
+        (limits.state_bytes as usize, limits.record_bytes as usize),
+        (STATE_BYTES_MAX, RECORD_BYTES_MAX)
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -45,6 +45,9 @@ pub enum CertsError {
         /// Cause.
         source: rcgen::Error,
     },
+    /// What was given as a folder is something else.
+    #[error("{} is not a folder; name one with --dir", .0.display())]
+    NoFolder(PathBuf),
     /// The folder cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {
@@ -269,6 +272,9 @@ fn valid_for(params: &mut CertificateParams, days: u32, end: Option<SystemTime>)
 }
 
 fn make_folder(dir: &Path) -> Result<(), CertsError> {
+    if dir.exists() && !dir.is_dir() {
+        return Err(CertsError::NoFolder(dir.to_owned()));
+    }
     std::fs::create_dir_all(dir).map_err(|source| CertsError::Write { path: dir.to_owned(), source })
 }
 

@@ -97,7 +97,7 @@ pub(crate) struct DevArgs {
     #[arg(long, value_name = "DIR", default_value = DEV_DATA_DEFAULT)]
     pub(crate) data: PathBuf,
     /// First port for HTTP; the next free ones are taken
-    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    #[arg(long, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) http_port: u16,
     /// What to log, such as info or perennial=debug
     #[arg(long, value_name = "FILTER", env = "PERENNIAL_LOG", default_value = "warn")]

@@ -43,10 +43,7 @@ const QUIET: &str = "ractor=error,raft_engine=error,fjall=warn,lsm_tree=warn,hyp
 /// # Errors
 /// What is wrong with the filter.
 pub(crate) fn start_logs(filter: &str, format: LogFormat) -> Result<(), String> {
-    let bare = filter.parse::<tracing::Level>().is_ok();
-    let parsed =
-        if bare { EnvFilter::try_new(format!("{filter},{QUIET}")) } else { EnvFilter::try_new(filter) };
-    let filter = parsed.map_err(|why| format!("log filter {filter:?}: {why}"))?;
+    let filter = parsed(filter)?;
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -57,6 +54,21 @@ pub(crate) fn start_logs(filter: &str, format: LogFormat) -> Result<(), String> 
         LogFormat::Json => logs.json().try_init(),
     };
     Ok(())
+}
+
+/// Whether logs can be started with a filter.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_filter(filter: &str) -> Result<(), String> {
+    parsed(filter).map(drop)
+}
+
+fn parsed(filter: &str) -> Result<EnvFilter, String> {
+    let bare = filter.parse::<tracing::Level>().is_ok();
+    let parsed =
+        if bare { EnvFilter::try_new(format!("{filter},{QUIET}")) } else { EnvFilter::try_new(filter) };
+    parsed.map_err(|why| format!("log filter {filter:?}: {why}; write info or perennial=debug, for example"))
 }
 
 /// Prints a line of data.

@@ -288,7 +288,7 @@ impl ServeArgs {
     pub(crate) fn resolve(mut self, kinds: &Kinds) -> Result<ServeSettings, SettingsError> {
         let mut problems = Vec::new();
         if let Some(path) = self.config.clone() {
-            self.fill_from(&path, &mut problems);
+            self.fill_from(&path, &mut problems)?;
         }
         self.validate(&mut problems);
         let gateway = self.gateway(kinds, &mut problems);
@@ -326,7 +326,8 @@ impl ServeArgs {
         })
     }
 
-    fn fill_from(&mut self, path: &Path, problems: &mut Vec<String>) {
+    /// A file that cannot be read at all is the one problem there is: what it would hold is not missing.
+    fn fill_from(&mut self, path: &Path, problems: &mut Vec<String>) -> Result<(), SettingsError> {
         let source = config::File::from(path).format(config::FileFormat::Toml);
         let read = config::Config::builder()
             .add_source(source)
@@ -334,7 +335,9 @@ impl ServeArgs {
             .and_then(config::Config::try_deserialize::<HashMap<String, config::Value>>);
         let values = match read {
             Ok(values) => values,
-            Err(error) => return problems.push(format!("{}: {error}", path.display())),
+            Err(error) => {
+                return Err(SettingsError { problems: vec![format!("{}: {error}", path.display())] });
+            }
         };
         let mut file = FileValues { path, values, problems };
         file.fill("node_id", &mut self.node_id);
@@ -364,6 +367,7 @@ impl ServeArgs {
         file.fill("log", &mut self.log);
         file.fill("log_format", &mut self.log_format);
         file.refuse_rest();
+        Ok(())
     }
 
     fn validate(&self, problems: &mut Vec<String>) {
@@ -522,7 +526,7 @@ fn keep<T>(made: Result<T, gateway::tls::TlsError>, problems: &mut Vec<String>) 
     made.map_err(|error| problems.push(error.to_string())).ok()
 }
 
-fn is_host_port(text: &str) -> bool {
+pub(crate) fn is_host_port(text: &str) -> bool {
     text.rsplit_once(':').is_some_and(|(host, port)| {
         !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|port| port != 0)
     })
@@ -564,7 +568,7 @@ fn plain(error: &config::ConfigError) -> String {
     }
 }
 
-/// A length of time as people write it: `10s`, `500ms`, `2m`; a bare number means seconds.
+/// A length of time as people write it: `10s`, `500ms`, `2m`, `1h`; a bare number means seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
 
@@ -575,12 +579,13 @@ impl FromStr for Span {
             t if t.ends_with("ms") => (&t[..t.len() - 2], 1),
             t if t.ends_with('s') => (&t[..t.len() - 1], 1_000),
             t if t.ends_with('m') => (&t[..t.len() - 1], 60_000),
+            t if t.ends_with('h') => (&t[..t.len() - 1], 3_600_000),
             t => (t, 1_000),
         };
         let number: u64 = number
             .trim()
             .parse()
-            .map_err(|_| format!("{text:?} is no length of time: write 10s, 500ms or 2m"))?;
+            .map_err(|_| format!("{text:?} is no length of time: write 10s, 500ms, 2m or 1h"))?;
         let millis = number.checked_mul(millis).ok_or_else(|| format!("{text:?} is too long"))?;
         if millis == 0 {
             return Err("a length of time is more than 0".into());

@@ -16,6 +16,7 @@ use perennial::call::{
 use perennial::core::id::{Epoch, NodeId, PartitionId};
 use perennial::core::time::Millis;
 use perennial::node::Backend;
+use perennial::options::{Balance, Options, Pool};
 use perennial::schema::{Type, Types};
 use perennial::status::{ClusterStatus, Reminder, ReminderPage, ReminderQuery};
 use perennial::{App, Asset, Ctx, Data, Fault, Format};
@@ -91,6 +92,34 @@ impl Actor for Cart {
             doc: "Finds lines.",
         },
     ];
+    fn make_ref(handle: ActorHandle) -> Self::Ref {
+        handle
+    }
+    fn read<'a>(&'a self, _: &'a Ctx<Self>, _: usize, args: Args) -> Run<'a> {
+        Run::Done(Answer::Ok(args.bytes))
+    }
+    fn write<'a>(&'a mut self, _: &'a mut Ctx<Self>, _: usize, args: Args) -> Run<'a> {
+        Run::Done(Answer::Ok(args.bytes))
+    }
+}
+
+/// The same handlers, as a stateless kind.
+#[derive(Default, Serialize, Deserialize)]
+struct Worker {}
+
+impl Data for Worker {
+    fn schema(_: &mut Types) -> Type {
+        Type::Named("Worker".into())
+    }
+}
+
+impl Actor for Worker {
+    const KIND: &'static str = "Worker";
+    type Event = ();
+    type Ref = ActorHandle;
+    const METHODS: &'static [Method] = &[Method { write: false, ..Cart::METHODS[0] }];
+    const OPTIONS: Options =
+        Options { pool: Some(Pool { balance: Balance::RoundRobin, idempotent: true }), ..Options::DEFAULT };
     fn make_ref(handle: ActorHandle) -> Self::Ref {
         handle
     }
@@ -330,7 +359,11 @@ async fn start() -> Setting {
 }
 
 async fn start_with(config: GatewayConfig) -> Setting {
-    let fake = Fake::new(shop());
+    start_app(shop(), config).await
+}
+
+async fn start_app(app: App, config: GatewayConfig) -> Setting {
+    let fake = Fake::new(app);
     let gateway = Gateway::bind(loopback(), fake.clone(), config).await.unwrap();
     let base = format!("http://{}", gateway.address().unwrap());
     let http = Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap();
@@ -941,6 +974,7 @@ async fn index_kinds_and_status_tell_what_is_there() {
     let cart = &kinds["kinds"][0];
     assert_eq!((&kinds["app"], &cart["kind"]), (&json!("shop"), &json!("Cart")));
     assert_eq!(cart["events"], "GET /v1/Cart/{key}/events");
+    assert_eq!(cart["stateless"], json!(null));
     assert_eq!(
         cart["handlers"][0],
         json!({
@@ -952,6 +986,22 @@ async fn index_kinds_and_status_tell_what_is_there() {
     assert_eq!(cart["handlers"][1]["call"], "GET /v1/Cart/{key}/find");
     let status: ClusterStatus = s.get("/v1/status").await.json().await.unwrap();
     assert_eq!((status.node.as_str(), status.epoch), ("n1", Some(Epoch(4))));
+}
+
+#[tokio::test]
+async fn kinds_that_are_stateless_are_told_from_actors() {
+    let s = start_app(shop().actor::<Worker>(), GatewayConfig::default()).await;
+    let kinds: Value = s.get("/v1/kinds").await.json().await.unwrap();
+    let (cart, worker) = (&kinds["kinds"][0], &kinds["kinds"][1]);
+    assert_eq!((&cart["stateless"], &worker["kind"]), (&json!(null), &json!("Worker")));
+    assert_eq!(worker["stateless"], json!({"balance": "round_robin", "idempotent": true}));
+    assert_eq!(worker["events"], json!(null));
+    assert_eq!(worker["handlers"][0]["call"], "POST /v1/Worker/any/add");
+    let index = s.get("/").await.text().await.unwrap();
+    assert!(
+        index.contains("<h3>Worker (stateless workers)</h3>") && index.contains("<h3>Cart</h3>"),
+        "{index}"
+    );
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 pub mod nemesis;
 pub mod simulation;
 pub mod upgrade;
+pub mod workers;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};

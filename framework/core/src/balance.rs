@@ -13,6 +13,7 @@ use crate::id::MemberId;
 
 /// How calls of a stateless kind are spread over nodes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Balance {
     /// One after the other.
     RoundRobin,

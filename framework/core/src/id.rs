@@ -22,6 +22,9 @@ pub enum NameError {
     /// The kind is empty, too long or has a character outside `[A-Za-z0-9._-]`.
     #[error("kind {0:?} is not valid: use 1 to {KIND_BYTES_MAX} characters of A-Z a-z 0-9 . _ -")]
     Kind(String),
+    /// There is no slash between kind and key.
+    #[error("{0:?} has no key: write KIND/KEY, such as Cart/alice")]
+    NoKey(String),
     /// The key is empty.
     #[error("the actor key is empty: name the actor you mean")]
     KeyEmpty,
@@ -95,7 +98,7 @@ impl std::str::FromStr for ActorId {
     fn from_str(text: &str) -> Result<Self, NameError> {
         match text.split_once('/') {
             Some((kind, key)) => Self::new(kind, key),
-            None => Self::new(text, ""),
+            None => Err(NameError::NoKey(text.to_owned())),
         }
     }
 }
@@ -323,6 +326,8 @@ mod tests {
     #[test]
     fn names_outside_their_limits_are_refused() {
         assert_eq!(ActorId::new("Cart", ""), Err(NameError::KeyEmpty));
+        assert_eq!("Cart/".parse::<ActorId>(), Err(NameError::KeyEmpty));
+        assert_eq!("Cart".parse::<ActorId>(), Err(NameError::NoKey("Cart".into())));
         assert_eq!(ActorId::new("Cart", &"k".repeat(513)), Err(NameError::KeyTooLong(513)));
         assert!(ActorId::new("Cart", &"k".repeat(512)).is_ok());
         assert!(matches!(ActorId::new("Ca/rt", "k"), Err(NameError::Kind(_))));

@@ -2,12 +2,14 @@
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
+use syn::meta::ParseNestedMeta;
 use syn::parse::Parser;
 use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
 use syn::{
     Attribute, FnArg, GenericArgument, Ident, ImplItem, ImplItemFn, ItemImpl, Lifetime, LitInt, LitStr, Pat,
-    Path, PathArguments, ReceiverKind, ReturnType, Safety, Type, TypeImplTrait, TypeReference, Visibility,
+    Path, PathArguments, ReceiverKind, ReturnType, Safety, Token, Type, TypeImplTrait, TypeReference,
+    Visibility,
 };
 
 use crate::Errors;
@@ -22,6 +24,11 @@ const PARAMS_MAX: usize = 16;
 const KIND_BYTES_MAX: usize = 64;
 /// Most events that are kept, as in `perennial::limits`.
 const EVENTS_KEPT_MAX: u32 = 100_000;
+/// Most calls of a limit, as in `perennial::limits`.
+const PARTITION_CALLS_MAX: u32 = 16 * 1024;
+/// Largest limit of a state and of a record, as in `perennial::limits`.
+const STATE_BYTES_MAX: u32 = 384 * 1024;
+const RECORD_BYTES_MAX: u32 = 512 * 1024;
 
 /// One remote function.
 struct Handler {
@@ -84,13 +91,22 @@ pub(crate) fn expand(attr: TokenStream, item: TokenStream) -> TokenStream {
     let mut handlers: Vec<Handler> = Vec::new();
     for item in &block.items {
         let ImplItem::Fn(function) = item else { continue };
+        let read = function.attrs.iter().find(|attr| attr.path().is_ident("read"));
         if !matches!(function.vis, Visibility::Public(_)) {
+            if let Some(attr) = read {
+                let text = "`#[read]` stands on a handler, and this is none: make it a `pub fn`";
+                errors.push(syn::Error::new_spanned(attr, text));
+            }
             continue;
         }
         if let Some(handler) = errors.take(Handler::read(function, &path)) {
             if handler.write && options.stateless.is_some() {
                 let text = "a stateless worker takes `&self`: nothing it holds is kept or replicated";
                 errors.push(syn::Error::new_spanned(&function.sig.inputs, text));
+            }
+            if let (Some(attr), Some(_)) = (read, options.stateless) {
+                let text = "a stateless worker has no state that an answer could be behind: remove `#[read]`";
+                errors.push(syn::Error::new_spanned(attr, text));
             }
             if handlers.iter().any(|other| other.ident == handler.ident) {
                 errors.push(syn::Error::new(handler.ident.span(), "two handlers have this name"));
@@ -140,37 +156,49 @@ fn actor_path(block: &ItemImpl) -> syn::Result<Path> {
 impl Options {
     fn parse(attr: TokenStream) -> syn::Result<Self> {
         let mut options = Self::default();
+        let mut given = Vec::new();
         let parser = syn::meta::parser(|meta| {
+            if given.contains(&meta.path) {
+                return Err(meta.error("this option is given twice"));
+            }
+            given.push(meta.path.clone());
             if meta.path.is_ident("kind") {
                 options.kind = Some(check_kind(meta.value()?.parse()?)?);
             } else if meta.path.is_ident("event") {
                 options.event = Some(meta.value()?.parse()?);
             } else if meta.path.is_ident("keep_events") {
-                options.keep_events = Some(check_kept(&meta.value()?.parse()?)?);
+                let what = "the events that are kept are a number";
+                options.keep_events = Some(number(&meta, what, EVENTS_KEPT_MAX)?.0);
             } else if meta.path.is_ident("keep_events_for") {
-                let text: LitStr = meta.value()?.parse()?;
-                options.keep_events_for = Some(millis(&text.value()).ok_or_else(|| {
-                    let what =
-                        "how long events are kept is a number with its unit, `s`, `m`, `h` or `d`: `\"24h\"`";
-                    syn::Error::new(text.span(), what)
-                })?);
+                let what =
+                    "how long events are kept is a number with its unit, `s`, `m`, `h` or `d`: `\"24h\"`";
+                options.keep_events_for = Some(text(&meta, millis, what)?.0);
             } else if let Some(field) = ["mailbox", "concurrency"].into_iter().find(|f| meta.path.is_ident(f))
             {
-                let number: LitInt = meta.value()?.parse()?;
-                options.limits.push((field, number.base10_parse()?, number.span()));
-            } else if let Some(field) =
-                ["state_bytes", "record_bytes"].into_iter().find(|f| meta.path.is_ident(f))
+                let what = format!("`{field}` is a number of calls");
+                let (limit, span) = number(&meta, &what, PARTITION_CALLS_MAX)?;
+                options.limits.push((field, limit, span));
+            } else if let Some((field, max)) =
+                [("state_bytes", STATE_BYTES_MAX), ("record_bytes", RECORD_BYTES_MAX)]
+                    .into_iter()
+                    .find(|(field, _)| meta.path.is_ident(field))
             {
-                let text: LitStr = meta.value()?.parse()?;
-                let what = "a size is a number with its unit, `B`, `KiB` or `MiB`: `\"64KiB\"`";
-                let bytes = bytes(&text.value()).ok_or_else(|| syn::Error::new(text.span(), what))?;
-                options.limits.push((field, bytes, text.span()));
+                let what = format!(
+                    "`{field}` is a size up to \"{}KiB\", a number with its unit, `B`, `KiB` or `MiB`: \"64KiB\"",
+                    max / 1024
+                );
+                let within = |given: &str| bytes(given).filter(|size| *size <= max);
+                let (limit, span) = text(&meta, within, &what)?;
+                options.limits.push((field, limit, span));
             } else if meta.path.is_ident("stateless") {
-                options.stateless = Some(meta.path.span());
+                options.stateless = Some(alone(&meta)?);
             } else if meta.path.is_ident("balance") {
-                options.balance = Some(balance(&meta.value()?.parse()?)?);
+                let known = "`balance` is one of `\"round_robin\"`, `\"least_in_flight\"`, `\"power_of_two\"`, \
+                             `\"weighted\"`, `\"by_key\"`";
+                let (variant, span) = text(&meta, balance, known)?;
+                options.balance = Some(Ident::new(variant, span));
             } else if meta.path.is_ident("idempotent") {
-                options.idempotent = Some(meta.path.span());
+                options.idempotent = Some(alone(&meta)?);
             } else {
                 let text = "unknown option: `#[actor]` takes `kind = \"name\"`, `event = EventType`, \
                             `keep_events = 1000`, `keep_events_for = \"24h\"`, `mailbox = 64`, `concurrency = 100`, \
@@ -181,11 +209,7 @@ impl Options {
             Ok(())
         });
         parser.parse2(attr.clone())?;
-        if options.event.is_none() && (options.keep_events.is_some() || options.keep_events_for.is_some()) {
-            let text = "what is kept of events needs `event = EventType`: the actor publishes none";
-            return Err(syn::Error::new_spanned(attr, text));
-        }
-        options.check()?;
+        options.check(&attr)?;
         Ok(options)
     }
 
@@ -202,15 +226,21 @@ impl Options {
         })
     }
 
-    fn check(&self) -> syn::Result<()> {
+    fn check(&self, attr: &TokenStream) -> syn::Result<()> {
+        let keeps = self.keep_events.is_some() || self.keep_events_for.is_some();
         if self.stateless.is_none() {
+            if keeps && self.event.is_none() {
+                let text = "what is kept of events needs `event = EventType`: the actor publishes none";
+                return Err(syn::Error::new_spanned(attr, text));
+            }
             let text = "`balance` and `idempotent` are about stateless workers: write `stateless` too";
             let given = self.balance.as_ref().map(Ident::span).or(self.idempotent);
             return given.map_or(Ok(()), |span| Err(syn::Error::new(span, text)));
         }
-        if let Some(event) = &self.event {
+        if keeps || self.event.is_some() {
             let text = "a stateless worker publishes nothing: its turns are not in a log";
-            return Err(syn::Error::new_spanned(event, text));
+            let at = self.event.as_ref().map_or_else(|| attr.clone(), ToTokens::to_token_stream);
+            return Err(syn::Error::new_spanned(at, text));
         }
         match self.limits.iter().find(|(field, ..)| *field != "concurrency") {
             Some((field, _, span)) => {
@@ -260,28 +290,43 @@ impl Options {
     }
 }
 
-fn check_kept(count: &LitInt) -> syn::Result<u32> {
-    let within = count.base10_parse::<u32>().ok().filter(|count| (1..=EVENTS_KEPT_MAX).contains(count));
-    within.ok_or_else(|| {
-        let text = format!("the events that are kept are 1 to {EVENTS_KEPT_MAX}");
-        syn::Error::new(count.span(), text)
-    })
+/// The number of an option, from 1 to `max`, and where it stands.
+fn number(meta: &ParseNestedMeta<'_>, what: &str, max: u32) -> syn::Result<(u32, Span)> {
+    let wrong = |span| syn::Error::new(span, format!("{what} from 1 to {max}"));
+    let given: LitInt = meta.value()?.parse().map_err(|error: syn::Error| wrong(error.span()))?;
+    let value = given.base10_parse().ok().filter(|value| (1..=max).contains(value));
+    value.map(|value| (value, given.span())).ok_or_else(|| wrong(given.span()))
+}
+
+/// The text of an option as `read` understands it, and where it stands.
+fn text<T>(
+    meta: &ParseNestedMeta<'_>,
+    read: impl FnOnce(&str) -> Option<T>,
+    what: &str,
+) -> syn::Result<(T, Span)> {
+    let wrong = |span| syn::Error::new(span, what);
+    let given: LitStr = meta.value()?.parse().map_err(|error: syn::Error| wrong(error.span()))?;
+    read(&given.value()).map(|value| (value, given.span())).ok_or_else(|| wrong(given.span()))
+}
+
+/// Where an option stands that takes no value.
+fn alone(meta: &ParseNestedMeta<'_>) -> syn::Result<Span> {
+    if meta.input.is_empty() || meta.input.peek(Token![,]) {
+        return Ok(meta.path.span());
+    }
+    Err(meta.input.error("this option takes no value: name it, or leave it out"))
 }
 
 /// The variant of `Balance` that a name stands for.
-fn balance(text: &LitStr) -> syn::Result<Ident> {
-    let variant = match &*text.value() {
+fn balance(text: &str) -> Option<&'static str> {
+    Some(match text {
         "round_robin" => "RoundRobin",
         "least_in_flight" => "LeastInFlight",
         "power_of_two" => "PowerOfTwo",
         "weighted" => "Weighted",
         "by_key" => "ByKey",
-        _ => {
-            let known = "`balance` is one of round_robin, least_in_flight, power_of_two, weighted, by_key";
-            return Err(syn::Error::new(text.span(), known));
-        }
-    };
-    Ok(Ident::new(variant, text.span()))
+        _ => return None,
+    })
 }
 
 /// `512B`, `64KiB`, `1MiB`; not 0.
@@ -456,12 +501,9 @@ fn stale(function: &ImplItemFn, write: bool) -> syn::Result<u64> {
             if !meta.path.is_ident("stale") {
                 return Err(meta.error("unknown option: `#[read]` takes `stale = \"1s\"`"));
             }
-            let text: LitStr = meta.value()?.parse()?;
-            stale_ms = millis(&text.value()).ok_or_else(|| {
-                let what =
-                    "how old an answer may be is a number with its unit, `ms`, `s`, `m` or `h`: `\"500ms\"`";
-                syn::Error::new(text.span(), what)
-            })?;
+            let what =
+                "how old an answer may be is a number with its unit, `ms`, `s`, `m` or `h`: `\"500ms\"`";
+            stale_ms = text(&meta, millis, what)?.0;
             Ok(())
         })?;
     }

@@ -2,7 +2,7 @@
 
 use proc_macro2::TokenStream;
 use quote::{ToTokens, format_ident, quote};
-use syn::{FnArg, Ident, ImplItem, ImplItemFn, ItemImpl, ReturnType, Visibility};
+use syn::{FnArg, Ident, ImplItem, ImplItemFn, ItemImpl, Meta, ReturnType, Safety, Visibility};
 
 use crate::actor::{context_param, receiver};
 
@@ -36,8 +36,15 @@ impl Hooks {
                     let text = "a stateless worker is not passivated: it goes with its node";
                     return Err(syn::Error::new_spanned(attr, text));
                 }
+                if !matches!(attr.meta, Meta::Path(_)) {
+                    let text = format!("this attribute takes no options: write `#[{name}]`");
+                    return Err(syn::Error::new_spanned(attr, text));
+                }
                 if hook.is_some() {
-                    return Err(syn::Error::new_spanned(attr, format!("there is another `#[{name}]`")));
+                    return Err(syn::Error::new_spanned(
+                        attr,
+                        format!("there is another `#[{name}]`: an actor has one of each"),
+                    ));
                 }
                 *hook = Some(Hook::read(function, name)?);
             }
@@ -66,22 +73,41 @@ impl Hooks {
 impl Hook {
     fn read(function: &ImplItemFn, name: &str) -> syn::Result<Self> {
         let sig = &function.sig;
-        let shape = format!("a hook is a private fn: `#[{name}] fn {name}(&mut self, ctx: &Ctx<Self>)`");
+        let shape = format!(
+            "a hook is a private fn with `&mut self` and, if wanted, the context: \
+             `#[{name}] fn {name}(&mut self, ctx: &Ctx<Self>)`"
+        );
         let wrong = |at: &dyn ToTokens, why: &str| Err(syn::Error::new_spanned(at.to_token_stream(), why));
         if !matches!(function.vis, Visibility::Inherited) {
             return wrong(&function.vis, &shape);
         }
         if let Some(token) = &sig.asyncness {
-            return wrong(token, "a hook is no `async fn`: the actor's calls wait for it");
+            return wrong(
+                token,
+                "a hook is no `async fn`, as the actor's calls wait for it: await in a handler",
+            );
         }
         if !matches!(sig.output, ReturnType::Default) {
-            return wrong(&sig.output, "a hook returns nothing: there is nobody to tell");
+            return wrong(
+                &sig.output,
+                "a hook returns nothing, as there is nobody to tell: panic to end what cannot go on",
+            );
         }
-        receiver(function)?;
+        if !sig.generics.params.is_empty() {
+            return wrong(&sig.generics, &shape);
+        }
+        if let Safety::Unsafe(token) = &sig.safety {
+            return wrong(token, &shape);
+        }
+        if let Some(attr) = function.attrs.iter().find(|attr| attr.path().is_ident("cfg")) {
+            return wrong(attr, "a hook cannot depend on `cfg`: put the `cfg` into its body");
+        }
+        receiver(function).map_err(|error| syn::Error::new(error.span(), &shape))?;
         let mut context = false;
         for (position, arg) in sig.inputs.iter().skip(1).enumerate() {
             let FnArg::Typed(arg) = arg else { continue };
-            match context_param(&arg.ty)? {
+            let context_of = context_param(&arg.ty).map_err(|_| syn::Error::new_spanned(&arg.ty, &shape))?;
+            match context_of {
                 Some(false) if position == 0 => context = true,
                 Some(true) => {
                     let text = "a hook takes `&Ctx<Self>`: it makes no record, so it has no effects";

@@ -48,6 +48,9 @@ fn a_wrong_command_line_is_a_usage_error() {
     for args in [
         &["srve"][..],
         &["dev", "--nodes", "0"],
+        &["dev", "--http-port", "0"],
+        &["dev", "--log", "a=b=c"],
+        &["dev", "--nodes", "3", "--log", "a=b=c"],
         &["demo", "--seconds", "1"],
         &["call", "Cart"],
         &["call", "Cart/", "clear"],
@@ -80,6 +83,43 @@ fn a_mistake_in_an_argument_says_what_the_handler_takes() {
     let dir = tempfile::tempdir().unwrap();
     let (_, _, err) = run(dir.path(), &["call", "Cart/alice", "add", "tea"]);
     assert!(err.contains("\"tea\"") && err.contains("\"qty\": u32"), "{err}");
+}
+
+#[test]
+fn a_mistake_says_what_to_write_instead() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("file", "no TOML");
+    assert_eq!(run(dir.path(), &["cert", "throwaway", "n1"]).0, 0);
+    let at = |address| {
+        let tls =
+            ["--tls-ca", "certs/ca.pem", "--tls-cert", "certs/nobody.pem", "--tls-key", "certs/nobody.key"];
+        [&["status", "--address", address][..], &tls].concat()
+    };
+    for (args, code, parts) in [
+        (vec!["call", "Cart", "clear"], USAGE, ["\"Cart\" has no key", "KIND/KEY"]),
+        (vec!["reminder", "list", "Cart"], USAGE, ["\"Cart\" has no key", "KIND/KEY"]),
+        (vec!["call", "Cart/a", "clear", "--timeout", "soon"], USAGE, ["soon", "10s, 500ms, 2m or 1h"]),
+        (vec!["status", "--cluster", "file"], USAGE, ["cannot read file", "cluster.toml"]),
+        (at("localhost"), USAGE, ["\"localhost\"", "HOST:PORT"]),
+        (at("127.0.0.1:1"), FAILED, ["certs/nobody.pem", "--tls-cert"]),
+        (vec!["dev", "--data", "file"], FAILED, ["file is not a folder", "--data"]),
+        (vec!["dev", "--log", "a=b=c"], USAGE, ["a=b=c", "perennial=debug"]),
+        (
+            vec!["dev", "--data", "d", "--nodes", "3", "--http-port", "65534"],
+            FAILED,
+            ["65534", "--http-port"],
+        ),
+        (vec!["cert", "ca", "--dir", "file"], FAILED, ["file is not a folder", "--dir"]),
+        (vec!["serve", "--config", "nowhere.toml"], USAGE, ["nowhere.toml", "not found"]),
+        (vec!["serve", "--auth", "nowhere.toml"], USAGE, ["auth nowhere.toml", "no such file"]),
+    ] {
+        let (ended, out, err) = run(dir.path(), &args);
+        assert_eq!((ended, out.as_str()), (code, ""), "{args:?}: {err}");
+        assert!(parts.iter().all(|part| err.contains(part)), "{args:?}: {err}");
+    }
+    let (_, _, err) = run(dir.path(), &["serve", "--config", "nowhere.toml"]);
+    assert!(!err.contains("node_id"), "what the file may hold is not missing: {err}");
 }
 
 #[test]

@@ -44,6 +44,8 @@ const RAN_WELL: Duration = Duration::from_secs(30);
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(launch: &Launch, args: DevArgs) -> Result<Exit, CommandError> {
+    // Nodes in processes of their own would each fail by it.
+    output::check_filter(&args.log).map_err(|problem| SettingsError { problems: vec![problem] })?;
     let folder = Folder::open(&args)?;
     let ports = folder.ports(&args)?;
     if args.nodes == 1 {
@@ -65,6 +67,9 @@ impl Folder {
         let path = &args.data;
         let shown = path.display();
         let io = |doing: &str| CommandError::io(format!("{doing} {shown}"));
+        if path.exists() && !path.is_dir() {
+            return Err(CommandError::Failed(format!("{shown} is not a folder; name one with --data")));
+        }
         std::fs::create_dir_all(path).map_err(io("make the folder"))?;
         let path = path.canonicalize().map_err(io("find the folder"))?;
         let file = path.join(CLUSTER_FILE);
@@ -114,7 +119,12 @@ impl Folder {
             Some(ports) => ports,
             None => free_ports(count)?,
         };
-        let http = free_from(args.http_port, count)?;
+        let http = free_from(args.http_port, count).map_err(|_| {
+            let first = args.http_port;
+            CommandError::Failed(format!(
+                "fewer than {count} ports of 127.0.0.1 are free from {first} on; give a lower --http-port"
+            ))
+        })?;
         Ok(nodes.into_iter().zip(http).map(|(node, http)| Ports { node, http }).collect())
     }
 }

@@ -10,9 +10,14 @@ use perennial::node::TlsFiles;
 use crate::cli::{CLUSTER_FILE, DEV_DATA_DEFAULT, TargetArgs};
 use crate::exit::CommandError;
 use crate::harness::{ClusterFile, HarnessError, TlsEntry};
+use crate::settings::is_host_port;
 
 /// How long connecting may take.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// What to look at when nobody answers at an address.
+const ADDRESS_HINT: &str =
+    "check that it runs, and that --address names its port for nodes (--listen), not its gateway";
 
 /// A cluster to talk to and what to say when it does not answer.
 pub(super) struct Target {
@@ -26,17 +31,21 @@ impl Target {
         if let (false, Some(ca), Some(cert), Some(key)) =
             (args.address.is_empty(), &args.tls_ca, &args.tls_cert, &args.tls_key)
         {
+            if let Some(wrong) = args.address.iter().find(|address| !is_host_port(address)) {
+                return Err(CommandError::Usage(format!("--address {wrong:?} is not HOST:PORT")));
+            }
             let tls = TlsEntry { ca: ca.clone(), cert: cert.clone(), key: key.clone() };
             let file =
                 ClusterFile { app: String::new(), addresses: args.address.clone(), tls, nodes: Vec::new() };
-            return Ok(Self { file, hint: "check that it runs and that --address names it".into() });
+            return Ok(Self { file, hint: ADDRESS_HINT.into() });
         }
         let path = args.cluster.clone().unwrap_or_else(default_file);
         if !path.exists() {
             return Err(CommandError::NoCluster(no_file(&path, program)));
         }
-        let file =
-            ClusterFile::read(&path).map_err(|error: HarnessError| CommandError::Usage(error.to_string()))?;
+        let file = ClusterFile::read(&path).map_err(|error: HarnessError| {
+            CommandError::Usage(format!("{error}; --cluster names the {CLUSTER_FILE} in a folder of dev"))
+        })?;
         let hint = format!("{} names it; is it still running? `{program} dev` starts one", path.display());
         Ok(Self { file, hint })
     }
@@ -53,7 +62,13 @@ impl Target {
                 ConnectError::Unreachable { addresses, why }
             }
         };
-        Err(CommandError::Connect { error, hint: self.hint.clone() })
+        let hint = match error {
+            ConnectError::Tls { .. } => {
+                "name those of a client with --tls-ca, --tls-cert and --tls-key".into()
+            }
+            _ => self.hint.clone(),
+        };
+        Err(CommandError::Connect { error, hint })
     }
 }
 

@@ -19,6 +19,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use perennial::app::AssetSource;
 use perennial::core::hash::wide_hash;
+use perennial::options::{Balance, Pool};
 use perennial::schema::Type;
 use serde::Serialize;
 
@@ -104,6 +105,8 @@ struct KindsPage {
 #[derive(Serialize)]
 struct KindInfo {
     kind: &'static str,
+    /// How its calls find a worker; `None` for actors, which have a state.
+    stateless: Option<Pool>,
     /// `None` when the kind publishes nothing.
     events: Option<String>,
     handlers: Vec<HandlerInfo>,
@@ -140,15 +143,18 @@ fn described(gate: &Gate) -> KindsPage {
         .iter()
         .map(|kind| {
             let name = kind.name();
+            let stateless = kind.options().pool;
+            // Workers are called by POST whatever their handlers do, and mostly under no key of their own.
+            let key = match stateless {
+                Some(pool) if pool.balance != Balance::ByKey => "any",
+                _ => "{key}",
+            };
+            let verb = |writes| if writes || stateless.is_some() { "POST" } else { "GET" };
             let handlers = kind.methods().iter().map(|method| HandlerInfo {
                 name: method.name,
                 signature: method.signature(),
                 writes: method.write,
-                call: format!(
-                    "{} /v1/{name}/{{key}}/{}",
-                    if method.write { "POST" } else { "GET" },
-                    method.name
-                ),
+                call: format!("{} /v1/{name}/{key}/{}", verb(method.write), method.name),
                 params: method.params.iter().map(|p| ParamInfo { name: p.name, ty: p.ty }).collect(),
                 returns: method.returns,
                 doc: method.doc,
@@ -156,6 +162,7 @@ fn described(gate: &Gate) -> KindsPage {
             let publishes = kind.event_schema().0 != Type::Unit;
             KindInfo {
                 kind: name,
+                stateless,
                 events: publishes.then(|| format!("GET /v1/{name}/{{key}}/events")),
                 handlers: handlers.collect(),
             }
@@ -189,7 +196,8 @@ pub(super) async fn index(State(gate): State<Arc<Gate>>) -> Html<String> {
     }
     html.push_str("<h2>Kinds</h2>");
     for kind in kinds {
-        let _ = write!(html, "<h3>{}</h3><dl>", escaped(kind.kind));
+        let workers = if kind.stateless.is_some() { " (stateless workers)" } else { "" };
+        let _ = write!(html, "<h3>{}{workers}</h3><dl>", escaped(kind.kind));
         for handler in kind.handlers {
             let (call, signature) = (escaped(&handler.call), escaped(&handler.signature));
             let (returns, doc) = (escaped(handler.returns), escaped(handler.doc));

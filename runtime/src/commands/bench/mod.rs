@@ -119,7 +119,8 @@ impl Subject {
             }
             return Ok(Self { own: None, _folder: None, file: target.file, clients });
         }
-        progress.state(&format!("starting {} nodes in a temporary folder", args.nodes));
+        let nodes = if args.nodes == 1 { "one node".to_owned() } else { format!("{} nodes", args.nodes) };
+        progress.state(&format!("starting {nodes} in a temporary folder"));
         let folder = tempfile::Builder::new()
             .prefix("perennial-bench-")
             .tempdir()

@@ -117,7 +117,8 @@ pub(super) async fn run(
         rss_before_bytes,
         rss_waiting_bytes: waiting,
     };
-    Ok(Report { timers: Some(figures), ..report("timer", args, cost) })
+    let keys = u32::try_from(clocks).unwrap_or(u32::MAX);
+    Ok(Report { timers: Some(figures), keys, ..report("timer", args, cost) })
 }
 
 fn name(client: &Client, clock: u64) -> <Clock as perennial::Actor>::Ref {

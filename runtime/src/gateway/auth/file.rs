@@ -6,6 +6,7 @@
 //! found at the start and not by a refused user.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -44,7 +45,10 @@ impl Policy {
     pub fn read(path: &Path, kinds: &Kinds) -> Result<Self, PolicyError> {
         match std::fs::read_to_string(path) {
             Ok(text) => Reader { path, text: &text, kinds, problems: Vec::new() }.policy(),
-            Err(error) => Err(PolicyError { problems: vec![format!("{}: {error}", path.display())] }),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(PolicyError { problems: vec![format!("auth {}: there is no such file", path.display())] })
+            }
+            Err(error) => Err(PolicyError { problems: vec![format!("auth {}: {error}", path.display())] }),
         }
     }
 }
