@@ -19,6 +19,8 @@ fn real_faults_break_no_promise() {
                 let _ = writeln!(std::io::stderr(), "\n!!! SKIPPED fault {skipped}\n");
             }
             assert!(report.kept_all(), "{report}");
+            let missing = report.besides.iter().find(|(_, count)| **count == 0);
+            assert!(!report.besides.is_empty() && missing.is_none(), "{report}");
             // Everything passes that happens here, so nobody is to be told that it does not.
             assert!(report.unexpected.is_empty(), "{report}");
         }

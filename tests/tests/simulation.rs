@@ -79,3 +79,8 @@ fn answers_before_the_commit_are_found() {
 fn reads_without_a_round_are_found() {
     found("dirty-read", "397", "1");
 }
+
+#[test]
+fn a_driver_without_fences_is_found() {
+    found("fence-removed", "22", "1");
+}

@@ -9,7 +9,6 @@ use perennial_core::id::{GroupId, LogIndex, PartitionId, RecordSeq, Term};
 use perennial_core::partition::apply::read_meta;
 use perennial_core::replication::{Fence, Proposal, RestoreError, RowOp, StateMachine};
 
-use super::ReplicaLog;
 use crate::host::{HostMessage, Hosts, Log};
 use crate::replica::{GroupEvent, GroupSink, ReplicaConfig, ReplicaFault};
 
@@ -36,7 +35,7 @@ pub(super) fn unfence(config: &mut ReplicaConfig, mistake: Option<Mistake>) {
 }
 
 struct SpoiledLog {
-    log: ReplicaLog,
+    log: Arc<dyn Log>,
     mistake: Option<Mistake>,
     hosts: Arc<Hosts>,
     partition: PartitionId,
@@ -45,7 +44,7 @@ struct SpoiledLog {
 
 /// The log as a host sees it.
 pub(super) fn spoil(
-    log: ReplicaLog,
+    log: Arc<dyn Log>,
     mistake: Option<Mistake>,
     hosts: &Arc<Hosts>,
     partition: PartitionId,

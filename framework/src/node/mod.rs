@@ -457,12 +457,15 @@ impl Inner {
     /// The log of a partition led here.
     fn log(&self, replica: &ReplicaHandle, partition: PartitionId, epoch: Term) -> Arc<dyn crate::host::Log> {
         let log = ReplicaLog(replica.clone());
+        let Replicas::Machine(machine) = &self.replicas else { return Arc::new(log) };
+        let log = machine.late(log);
         #[cfg(feature = "controls")]
-        if let Replicas::Machine(machine) = &self.replicas {
-            return controls::spoil(log, machine.mistake, &self.hosts, partition, epoch);
+        return controls::spoil(log, machine.mistake, &self.hosts, partition, epoch);
+        #[cfg(not(feature = "controls"))]
+        {
+            let _ = (partition, epoch);
+            log
         }
-        let _ = (partition, epoch);
-        Arc::new(log)
     }
 
     fn replica(&self) -> Option<&ReplicaHandle> {

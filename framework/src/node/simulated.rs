@@ -11,13 +11,14 @@ use std::time::Duration;
 use perennial_core::id::{GroupId, LogIndex, MemberId, NodeId, PartitionId, RecordSeq, Term};
 use perennial_core::membership::MemberSpec;
 use perennial_core::placement::ClusterState;
-use perennial_core::replication::{GroupStatus, RestoreError, RowOp, StateMachine};
+use perennial_core::replication::{GroupStatus, Proposal, RestoreError, RowOp, StateMachine};
 use perennial_core::time::Millis;
 
 use super::identity::{Folder, Identity};
-use super::{Ground, Node, Replicas, StartError, Unstarted, service};
+use super::{Ground, Node, ReplicaLog, Replicas, StartError, Unstarted, service};
 use crate::app::App;
 use crate::clock::{Clock, WallClock};
+use crate::host::Log;
 use crate::link::{LinkConfig, MemoryHub};
 use crate::replica::{
     Disk, GroupEvent, GroupSink, MachineFactory, Outbound, Pace, Replica, ReplicaConfig, ReplicaFault,
@@ -47,6 +48,9 @@ pub struct Machine {
     pub disk: Disk,
     /// How long work on the disk takes.
     pub pace: Pace,
+    /// How long what a host proposes takes to its replica: longer than no time where hosts run on threads that
+    /// stand still, or behind handlers that take long.
+    pub host_pace: Pace,
     /// The time of day.
     pub clock: WallClock,
     /// Seed of the election jitter.
@@ -98,6 +102,37 @@ impl Machine {
             Box::new(WatchedMachine { group, witness: witness.clone(), machine: machines(group) })
         });
         Replica::spawn_tasks(config, stores, self.pace.clone(), machines, outbound, sink)
+    }
+}
+
+impl Machine {
+    /// The way of a host to its replica, which takes as long as the machine says.
+    pub(super) fn late(&self, log: ReplicaLog) -> Arc<dyn Log> {
+        Arc::new(LateLog { log: Arc::new(log), pace: self.host_pace.clone() })
+    }
+}
+
+/// A proposal on this way arrives whatever becomes of its host meanwhile.
+struct LateLog {
+    log: Arc<ReplicaLog>,
+    pace: Pace,
+}
+
+impl Log for LateLog {
+    fn propose(&self, proposal: Proposal) {
+        let time = (self.pace)();
+        if time.is_zero() {
+            return self.log.propose(proposal);
+        }
+        let log = self.log.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            log.propose(proposal);
+        });
+    }
+
+    fn read_index(&self, group: GroupId, epoch: Term, ctx: u64) {
+        self.log.read_index(group, epoch, ctx);
     }
 }
 

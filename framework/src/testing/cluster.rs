@@ -527,6 +527,7 @@ impl World {
             link: self.link.clone(),
             disk: slot.disk.clone(),
             pace: Arc::new(move || draw(&delays, DISK_MICROS_MAX)),
+            host_pace: Arc::new(|| Duration::ZERO),
             clock: WallClock::new(now),
             seed,
             actors_bytes: self.actors_bytes,

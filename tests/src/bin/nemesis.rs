@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use perennial_runtime::{App, Run};
 use perennial_tests::nemesis::{Fault, Options, run};
+use perennial_tests::simulation::app::register;
 
 /// A promise was not kept.
 const BROKEN: u8 = 1;
@@ -74,7 +75,7 @@ struct Args {
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("serve") {
-        return App::new("nemesis").run();
+        return register(App::new("nemesis")).run();
     }
     let args = Args::parse();
     let exe = match args.exe.map_or_else(std::env::current_exe, Ok) {

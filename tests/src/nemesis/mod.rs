@@ -4,6 +4,7 @@
 //! process lives in, and leaves nothing behind, also after a panic or Ctrl-C. In: [`Options`]; out: a
 //! [`Report`]. The method (clients, nemesis, checker) is Jepsen's.
 
+mod actors;
 mod clock;
 mod delay;
 mod disk;
@@ -31,6 +32,7 @@ use rand::{Rng, SeedableRng};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
+use self::actors::Actors;
 pub use self::faults::Fault;
 use self::history::{Action, Ledger, Op};
 use self::load::{Load, Seen};
@@ -259,6 +261,7 @@ fn write_history(dir: &Path, ops: &[Op]) -> Result<(), NemesisError> {
 /// A run on its way. Fields are dropped in order: clients, then nodes, then the network.
 struct Run {
     clients: JoinSet<Seen>,
+    actors: Actors,
     load: Arc<Load>,
     nodes: Nodes,
     net: Arc<Net>,
@@ -306,6 +309,7 @@ impl Run {
         let random = StdRng::seed_from_u64(options.seed);
         Ok(Self {
             clients,
+            actors: Actors::start(options.seed, &status_client),
             load,
             nodes,
             net,
@@ -417,6 +421,13 @@ impl Run {
             let within = CONVERGED_MAX.as_secs();
             self.problems.push(format!("replicas are not alike {within} s after the load: {why}"));
         }
+        // Of a cluster that has not come back nobody asks more.
+        if self.problems.is_empty()
+            && let Err(why) = self.actors.judge(&self.status_client).await
+        {
+            self.problems.push(format!("in the end: {why}"));
+        }
+        self.seen.unexpected.extend(self.actors.unexpected());
         for (_, why) in self.nodes.ended()? {
             self.problems.push(why);
         }
@@ -429,6 +440,7 @@ impl Run {
             ledgers: (0..self.options.keys).map(ledger).collect(),
             violations: history::check(&ops),
             ops,
+            besides: self.actors.counts(),
             faults: std::mem::take(&mut self.seen.faults),
             problems: std::mem::take(&mut self.problems),
             unexpected: std::mem::take(&mut self.seen.unexpected),

@@ -66,6 +66,8 @@ pub struct Report {
     pub skipped: Vec<Skipped>,
     /// Everything that was called.
     pub ops: Vec<Op>,
+    /// How often what else was called, and what came of it.
+    pub besides: BTreeMap<&'static str, u64>,
     /// Faults that callers got, by code.
     pub faults: BTreeMap<String, u64>,
     /// By counter.
@@ -269,6 +271,7 @@ impl Report {
             "skipped": skipped
                 .map(|skipped| json!({ "fault": skipped.fault.name(), "why": skipped.why }))
                 .collect::<Vec<_>>(),
+            "besides": self.besides,
             "told_to_callers": self.faults,
             "violations": self.violations.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "problems": self.problems,
@@ -340,6 +343,8 @@ impl fmt::Display for Report {
             "ledger: counters sum up to {last} = {acknowledged} acknowledged increments + {} of {unknown} unknown ones",
             last as i64 - acknowledged as i64,
         )?;
+        let besides: Vec<_> = self.besides.iter().map(|(what, count)| format!("{count} {what}")).collect();
+        writeln!(f, "besides: {}", besides.join(", "))?;
         let faults: Vec<_> = self.faults.iter().map(|(code, count)| format!("{code} {count}")).collect();
         writeln!(
             f,

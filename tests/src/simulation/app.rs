@@ -100,6 +100,14 @@ pub struct Metronome {
     pub beats: Vec<u64>,
 }
 
+impl Metronome {
+    /// Whether its beats are in time with the first.
+    pub(super) fn beats_in_time(&self) -> bool {
+        let mut apart = self.beats.windows(2).map(|two| two[1].saturating_sub(two[0]));
+        apart.all(|apart| apart > 0 && apart.is_multiple_of(self.every_ms))
+    }
+}
+
 /// The policy of this number.
 #[must_use]
 pub fn policy(number: u32) -> Missed {
@@ -213,12 +221,17 @@ impl Feed {
 /// The application of a simulation.
 #[must_use]
 pub fn app() -> App {
-    App::new("simulation")
-        .actor::<Counter>()
-        .actor::<Purse>()
-        .actor::<Alarm>()
-        .actor::<Agent>()
-        .actor::<Shelf>()
-        .actor::<Feed>()
-        .actor::<Porter>()
+    register(App::new("simulation"))
+}
+
+/// Adds all actors to an application.
+#[must_use]
+pub fn register(app: App) -> App {
+    with_others(app.actor::<Counter>().actor::<Purse>())
+}
+
+/// Adds the actors that are the same in every build.
+#[must_use]
+pub(super) fn with_others(app: App) -> App {
+    app.actor::<Alarm>().actor::<Agent>().actor::<Shelf>().actor::<Feed>().actor::<Porter>()
 }

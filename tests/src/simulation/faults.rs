@@ -7,14 +7,23 @@ use std::collections::BTreeMap;
 
 use perennial::replica::DiskFault;
 use rand::rngs::StdRng;
+use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
 
-use super::world::{Life, World};
+use super::world::{Life, World, lock};
 
 /// Mean time between faults, in milliseconds.
 const PERIOD_MS: u32 = 350;
 /// Longest time until a fault heals, in milliseconds.
 const LENGTH_MS_MAX: u64 = 4000;
+/// Seeds whose rest by four is in it have leaders that lapse: half of those with scarce memory, and of the others.
+const LAPSING: std::ops::Range<u64> = 2..4;
+/// Mean time between lapses of leaders, in the seeds that have some, in milliseconds.
+const LAPSE_PERIOD_MS: u32 = 1500;
+/// How long a leader is cut off that is to lapse, in milliseconds: until another one leads.
+const LAPSE_MS: std::ops::Range<u64> = 700..1500;
+/// How long a proposal of a slow host is on its way, in milliseconds: its machine may lead again by then.
+const HOST_MS: (u64, u64) = (1000, 4000);
 /// How often nodes are looked at that may have ended by themselves, in milliseconds.
 const LOOK_MS: u64 = 20;
 
@@ -27,11 +36,14 @@ enum Heal {
     Network,
     Disk(usize),
     Pace(usize),
+    Hosts(usize),
 }
 
 /// The plan of a run.
 pub struct Faults {
     random: StdRng,
+    /// When leaders lapse; drawn apart, so that the other seeds are what they were.
+    lapses: Option<StdRng>,
     heals: BTreeMap<(u64, u64), Heal>,
     number: u64,
     /// The only machine that loses rows in this run: two of three are more than replication survives.
@@ -48,6 +60,7 @@ impl Faults {
     pub fn new(seed: u64) -> Self {
         Self {
             random: StdRng::seed_from_u64(seed ^ 0xfa17),
+            lapses: LAPSING.contains(&(seed % 4)).then(|| StdRng::seed_from_u64(seed ^ 0x1a95e)),
             heals: BTreeMap::new(),
             number: 0,
             forgetful: None,
@@ -58,6 +71,10 @@ impl Faults {
 
     fn later(&mut self, world: &World, heal: Heal) {
         let length = self.random.random_range(1..=LENGTH_MS_MAX);
+        self.after(world, length, heal);
+    }
+
+    fn after(&mut self, world: &World, length: u64, heal: Heal) {
         self.number += 1;
         self.heals.insert((world.now + length, self.number), heal);
     }
@@ -70,6 +87,9 @@ impl Faults {
         }
         if safety && self.random.random_ratio(1, PERIOD_MS) {
             self.hit(world);
+        }
+        if safety {
+            self.lapse(world);
         }
         if world.now.is_multiple_of(LOOK_MS) {
             for at in 0..world.hosts.len() {
@@ -139,6 +159,7 @@ impl Faults {
             Heal::Network => world.weather().network_ms = (0, 2),
             Heal::Disk(at) => world.mend_disk(at),
             Heal::Pace(at) => world.weather().disk_ms[at] = (0, 2),
+            Heal::Hosts(at) => world.weather().host_ms[at] = (0, 0),
         }
     }
 
@@ -147,6 +168,31 @@ impl Faults {
         let count = world.hosts.len();
         let a = self.random.random_range(0..count);
         (a, (a + self.random.random_range(1..count)) % count)
+    }
+
+    /// Slows down the hosts of a machine that leads, and mostly cuts it off until another one does: what they
+    /// propose now may arrive when it leads again, in another epoch.
+    fn lapse(&mut self, world: &mut World) {
+        let Some(random) = &mut self.lapses else { return };
+        if !random.random_ratio(1, LAPSE_PERIOD_MS) {
+            return;
+        }
+        let leader = lock(&world.watching).leaders.values().choose(random).cloned();
+        let Some(at) = world.hosts.iter().position(|host| Some(host.id.as_str()) == leader.as_deref()) else {
+            return;
+        };
+        let length = random.random_range(LAPSE_MS);
+        let fault = if random.random_bool(0.25) { "slow hosts" } else { "lapse" };
+        world.weather().host_ms[at] = HOST_MS;
+        self.after(world, length, Heal::Hosts(at));
+        if fault == "lapse" {
+            for other in (0..world.hosts.len()).filter(|other| *other != at) {
+                world.hub.freeze(&world.hosts[at].id, &world.hosts[other].id);
+                self.after(world, length, Heal::Ways(at, other));
+            }
+        }
+        *self.counts.entry(fault).or_default() += 1;
+        world.say(&format!("{fault}: {}", world.hosts[at].id));
     }
 
     fn hit(&mut self, world: &mut World) {

@@ -28,7 +28,7 @@ pub const COUNTERS: usize = 4;
 /// Purses, and alarms, and agents.
 pub const OTHERS: u64 = 4;
 /// Deadline of a call.
-pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest pause of a client between calls, in milliseconds.
 const PAUSE_MS_MAX: u64 = 60;
 /// Longest time that a read may be behind, in milliseconds.
@@ -51,10 +51,21 @@ pub struct Told {
 
 impl Told {
     /// What was answered.
-    pub(super) fn value(&self) -> Option<i64> {
+    #[must_use]
+    pub fn value(&self) -> Option<i64> {
         match self.outcome {
             Outcome::Value(value) => Some(value),
             Outcome::NotApplied | Outcome::Unknown => None,
+        }
+    }
+
+    /// Whether what it asked for may stand so many times at an actor.
+    pub(super) fn fits(&self, actor: &str, times: usize) -> bool {
+        match self.outcome {
+            _ if self.actor != actor => times == 0,
+            Outcome::Value(_) => times == 1,
+            Outcome::NotApplied => times == 0,
+            Outcome::Unknown => times <= 1,
         }
     }
 }
@@ -112,7 +123,7 @@ impl Shared {
     }
 
     /// Takes note of the answer to a call of which nothing else is looked at.
-    pub(super) fn answered<T>(&self, answer: &Result<T, Fault>) {
+    pub(crate) fn answered<T>(&self, answer: &Result<T, Fault>) {
         self.heard(|heard| match answer {
             Ok(_) => heard.acknowledged += 1,
             Err(fault) if !fault.retryable() && !matches!(fault, Fault::Forgotten { .. }) => {
@@ -218,6 +229,16 @@ pub async fn drive(client: Client, name: String, seed: u64, shared: Arc<Shared>)
                 shared.heard(|heard| heard.relays.push(Told { actor: agent, number, outcome }));
             }
         }
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..PAUSE_MS_MAX))).await;
+    }
+}
+
+/// Reads counters until it is told to stop: never held up by a write that gets no answer, it is there to ask a
+/// leader that was replaced and does not know.
+pub async fn read(client: &Client, name: &str, seed: u64, shared: &Shared) {
+    let mut random = StdRng::seed_from_u64(seed);
+    while !shared.stopped() {
+        count(client, name, random.random_range(0..COUNTERS), Action::Read, shared).await;
         tokio::time::sleep(Duration::from_millis(random.random_range(0..PAUSE_MS_MAX))).await;
     }
 }

@@ -4,9 +4,7 @@
 
 use perennial::prelude::*;
 
-use super::app::{Agent, Alarm, Feed, Payment, Purse as OldPurse};
-use super::porter::Porter;
-use super::shelf::Shelf;
+use super::app::{Payment, Purse as OldPurse, with_others};
 
 /// Adds one; another field, in another order.
 #[data]
@@ -83,19 +81,12 @@ impl Purse {
 /// The newer build.
 #[must_use]
 pub fn app() -> App {
-    App::new("simulation")
-        .actor::<Counter>()
-        .actor::<Purse>()
-        .actor::<Alarm>()
-        .actor::<Agent>()
-        .actor::<Shelf>()
-        .actor::<Feed>()
-        .actor::<Porter>()
+    with_others(App::new("simulation").actor::<Counter>().actor::<Purse>())
 }
 
 /// The older build with a mistake: it reads what the newer one has written and drops what it does not know.
 pub mod careless {
-    use super::{Agent, Alarm, App, Feed, OldPurse, Porter, Shelf, actor, data};
+    use super::{App, OldPurse, actor, data, with_others};
 
     /// Adds one.
     #[data(removed(by_newer))]
@@ -121,13 +112,6 @@ pub mod careless {
     /// The older build.
     #[must_use]
     pub fn app() -> App {
-        App::new("simulation")
-            .actor::<Counter>()
-            .actor::<OldPurse>()
-            .actor::<Alarm>()
-            .actor::<Agent>()
-            .actor::<Shelf>()
-            .actor::<Feed>()
-            .actor::<Porter>()
+        with_others(App::new("simulation").actor::<Counter>().actor::<OldPurse>())
     }
 }

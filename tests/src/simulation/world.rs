@@ -91,6 +91,8 @@ pub struct Watching {
     pub deaths: Arc<Mutex<Deaths>>,
     /// What was published.
     pub published: Arc<Mutex<Published>>,
+    /// Who was the last to lead each group.
+    pub leaders: BTreeMap<GroupId, String>,
     invariants: Vec<Box<dyn Invariant>>,
     first: BTreeMap<GroupId, LogIndex>,
 }
@@ -147,6 +149,7 @@ impl Witness for NodeWitness {
         let GroupEvent::Opened { term, .. } = event else { return };
         let mut watching = lock(&self.watching);
         watching.epochs += 1;
+        watching.leaders.insert(group, self.node.to_string());
         watching.trace.line(&format!("{} leads {group} in term {term}", self.node));
         watching.check(|invariant| invariant.leads(self.node.as_str(), group, *term));
     }
@@ -159,11 +162,16 @@ pub struct Weather {
     pub network_ms: (u64, u64),
     /// Milliseconds of a piece of work on the disk of each machine, least and most.
     pub disk_ms: Vec<(u64, u64)>,
+    /// Milliseconds from a host to its replica on each machine, least and most.
+    pub host_ms: Vec<(u64, u64)>,
     random: StdRng,
 }
 
 impl Weather {
     fn draw(&mut self, (least, most): (u64, u64)) -> Duration {
+        if most == 0 {
+            return Duration::ZERO;
+        }
         Duration::from_millis(self.random.random_range(least..=most))
     }
 }
@@ -247,7 +255,7 @@ fn runtime() -> Runtime {
         .expect("a runtime needs no more than memory")
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -269,6 +277,7 @@ impl World {
         let weather = Arc::new(Mutex::new(Weather {
             network_ms: (0, 2),
             disk_ms: vec![(0, 2); nodes],
+            host_ms: vec![(0, 0); nodes],
             random: StdRng::seed_from_u64(seed ^ 1),
         }));
         let network = runtime();
@@ -310,6 +319,7 @@ impl World {
             applied: 0,
             deaths,
             published,
+            leaders: BTreeMap::new(),
             invariants,
             first: BTreeMap::new(),
         }));
@@ -372,7 +382,7 @@ impl World {
     /// Starts the node of a machine that is off.
     pub fn start(&mut self, at: usize) {
         self.mend_disk(at);
-        let weather = self.weather.clone();
+        let (weather, host_weather) = (self.weather.clone(), self.weather.clone());
         let host = &mut self.hosts[at];
         host.starts += 1;
         // Drawn apart, so that the other seeds are what they were.
@@ -395,6 +405,11 @@ impl World {
             pace: Arc::new(move || {
                 let mut weather = lock(&weather);
                 let range = weather.disk_ms[at];
+                weather.draw(range)
+            }),
+            host_pace: Arc::new(move || {
+                let mut weather = lock(&host_weather);
+                let range = weather.host_ms[at];
                 weather.draw(range)
             }),
             clock: host.clock.clone(),

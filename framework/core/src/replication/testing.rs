@@ -178,12 +178,14 @@ impl Net {
         node.alive = true;
     }
 
-    /// The rows of a dead node's group are lost, its log is not.
-    pub(super) fn lose_rows(&mut self, member: MemberId) {
+    /// The process dies and starts again; the rows of its group are lost, its log is not.
+    pub(super) fn restart_without_rows(&mut self, member: MemberId) {
+        self.kill(member);
         let disk = self.node(member).disk.get_mut(&G).unwrap();
         disk.seed.rows_lost = true;
         disk.seed.applied = LogIndex(0);
         disk.checkpoint = Counter::default().checkpoint();
+        self.restart(member);
     }
 
     pub(super) fn isolate(&mut self, member: MemberId) {

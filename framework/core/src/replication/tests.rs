@@ -341,10 +341,8 @@ fn a_replica_that_lost_its_rows_takes_a_snapshot_and_does_not_lead_before() {
     let (leader, term) = net.elect();
     net.propose(leader, term, 0, 5);
     net.tick(3);
-    net.kill(M1);
-    net.lose_rows(M1);
     net.kill(M2);
-    net.restart(M1);
+    net.restart_without_rows(M1);
     net.tick(5);
     assert!(net.status(M1).rows_lost);
     net.node(M1).driver.member_down(M2);
@@ -364,9 +362,7 @@ fn a_follower_without_rows_is_known_to_its_leader_and_is_not_made_the_leader() {
     assert_eq!(leader, M1);
     net.propose(leader, term, 0, 5);
     net.tick(3);
-    net.kill(M2);
-    net.lose_rows(M2);
-    net.restart(M2);
+    net.restart_without_rows(M2);
     let needs = |net: &mut Net| net.status(M1).followers.iter().find(|f| f.member == M2).unwrap().snapshot;
     // It learns who leads, asks for a snapshot, and does not get it yet.
     for _ in 0..2 {
@@ -399,9 +395,7 @@ fn a_replica_without_rows_that_has_the_longest_log_hands_it_over() {
     assert_eq!((net.records(M2), net.records(M3)), (10, 5));
     // The first stays down; the second has what was promised, but no rows to go on from.
     net.kill(M1);
-    net.kill(M2);
-    net.lose_rows(M2);
-    net.restart(M2);
+    net.restart_without_rows(M2);
     net.heal();
     net.tick(300);
     assert_eq!(net.leader().map(|(leader, _)| leader), Some(M3));
@@ -424,9 +418,7 @@ fn a_replica_without_rows_that_nobody_can_follow_leads_for_a_while_only() {
     net.tick(3);
     assert!(net.checkpoint(M2).is_some_and(|t| t.index > net.status(M3).last), "the third needs a snapshot");
     net.kill(M1);
-    net.kill(M2);
-    net.lose_rows(M2);
-    net.restart(M2);
+    net.restart_without_rows(M2);
     net.heal();
     let mut led = false;
     let mut gave_up = false;
@@ -451,9 +443,7 @@ fn a_replica_without_rows_votes_once_its_leader_has_fallen_silent() {
     assert_eq!(leader, M1);
     net.propose(leader, term, 0, 5);
     net.tick(3);
-    net.kill(M2);
-    net.lose_rows(M2);
-    net.restart(M2);
+    net.restart_without_rows(M2);
     for _ in 0..2 {
         net.tick_alone(M1);
     }
@@ -1313,9 +1303,7 @@ fn a_replica_without_rows_does_not_campaign_when_it_is_told_to() {
     let (leader, term) = net.elect();
     net.propose(leader, term, 0, 5);
     net.tick(3);
-    net.kill(M2);
-    net.lose_rows(M2);
-    net.restart(M2);
+    net.restart_without_rows(M2);
     let now = bare(MessageKind::TimeoutNow, term);
     assert_eq!(net.node(M2).driver.step(M1, G, now.clone()), Err(Dropped::Kind));
     assert_eq!(net.node(M3).driver.step(M1, G, now), Ok(()));

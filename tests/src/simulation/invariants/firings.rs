@@ -10,10 +10,9 @@ use perennial::core::partition::Origin;
 use perennial::core::partition::record::{Cause, Missed, Record, ReminderChange, Repeat, Schedule, Turn};
 use perennial::core::time::Millis;
 
-use super::super::app::{BEATS, Metronome, policy};
+use super::super::app::{BEATS, policy};
 use super::super::load::{Books, Told};
-use super::{Invariant, Seen};
-use crate::nemesis::history::Outcome;
+use super::{Invariant, Seen, stand_as_told};
 
 /// Reminders that stand, by group, actor and name.
 #[derive(Default)]
@@ -129,30 +128,11 @@ fn goes_on(
 /// The metronomes as the actors tell of them.
 pub fn every_metronome_beats_in_time(asked: &[Told], books: &Books) -> Result<(), String> {
     for (alarm, metronomes) in &books.metronomes {
-        for Metronome { number, every_ms, missed, beats } in metronomes {
-            let apart: Vec<_> = beats.windows(2).map(|two| two[1].saturating_sub(two[0])).collect();
-            let in_time = apart.iter().all(|apart| *apart > 0 && apart.is_multiple_of(*every_ms));
-            if beats.len() != BEATS || !in_time {
-                let policy = policy(*missed);
-                return Err(format!(
-                    "{alarm}: metronome {number}, every {every_ms} ms, {policy:?}, beat at {beats:?}"
-                ));
-            }
+        let wrong = metronomes.iter().find(|one| one.beats.len() != BEATS || !one.beats_in_time());
+        if let Some(wrong) = wrong {
+            return Err(format!("{alarm}: {wrong:?}, by {:?}", policy(wrong.missed)));
         }
-        for Told { actor, number, outcome } in asked {
-            let times = metronomes.iter().filter(|metronome| metronome.number == *number).count();
-            let fits = match outcome {
-                _ if actor != alarm => times == 0,
-                Outcome::Value(_) => times == 1,
-                Outcome::NotApplied => times == 0,
-                Outcome::Unknown => times <= 1,
-            };
-            if !fits {
-                return Err(format!(
-                    "{alarm}: metronome {number} ({outcome:?} at {actor}) stands {times} times"
-                ));
-            }
-        }
+        stand_as_told("metronome", alarm, asked, metronomes.iter().map(|metronome| metronome.number))?;
     }
     Ok(())
 }
@@ -169,18 +149,78 @@ pub fn every_alarm_rings_once(asked: &[Told], books: &Books) -> Result<(), Strin
         if set != rung {
             return Err(format!("{alarm} was set for {set:?} and has rung for {rung:?}"));
         }
-        for Told { actor, number, outcome } in asked {
-            let times = set.iter().filter(|set| *set == number).count();
-            let fits = match outcome {
-                _ if actor != alarm => times == 0,
-                Outcome::Value(_) => times == 1,
-                Outcome::NotApplied => times == 0,
-                Outcome::Unknown => times <= 1,
-            };
-            if !fits {
-                return Err(format!("{alarm}: alarm {number} ({outcome:?} at {actor}) stands {times} times"));
-            }
-        }
+        stand_as_told("alarm", alarm, asked, set.iter().copied())?;
     }
     Ok(())
+}
+
+/// Reminders that stand, by actor and name, and when they are due.
+pub type Standing = BTreeMap<(String, String), Millis>;
+
+/// The same where clocks are set by an hour, so that a time may be long in coming: who has not rung or beaten to
+/// the end has a reminder that stands, and no other does.
+pub fn alarms_have_rung_or_stand(
+    alarms: &[Told],
+    metronomes: &[Told],
+    books: &Books,
+    standing: &Standing,
+) -> Result<(), String> {
+    let stands = |alarm: &str, name: String| standing.contains_key(&(alarm.to_owned(), name));
+    let mut expected = 0;
+    for (alarm, set, rung) in &books.alarms {
+        for number in set {
+            let times = rung.iter().filter(|rung| *rung == number).count();
+            let stands = stands(alarm, number.to_string());
+            expected += usize::from(stands);
+            if times + usize::from(stands) != 1 {
+                return Err(format!("{alarm}: alarm {number} has rung {times} times, and stands: {stands}"));
+            }
+        }
+        if rung.len() > set.len() {
+            return Err(format!("{alarm} was set for {set:?} and has rung for {rung:?}"));
+        }
+        stand_as_told("alarm", alarm, alarms, set.iter().copied())?;
+    }
+    for (alarm, started) in &books.metronomes {
+        for metronome in started {
+            let stands = stands(alarm, format!("m{}", metronome.number));
+            expected += usize::from(stands);
+            if stands != (metronome.beats.len() < BEATS) || !metronome.beats_in_time() {
+                return Err(format!("{alarm}: {metronome:?}, and it stands: {stands}"));
+            }
+        }
+        stand_as_told("metronome", alarm, metronomes, started.iter().map(|metronome| metronome.number))?;
+    }
+    if expected == standing.len() { Ok(()) } else { Err(format!("nobody has set all of {standing:?}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::app::Metronome;
+    use super::*;
+    use crate::nemesis::history::Outcome;
+
+    #[test]
+    fn alarms_that_ring_twice_or_never_are_found() {
+        let told = |number| Told { actor: "a".into(), number, outcome: Outcome::Value(0) };
+        let check = |rung: &[u64], beats: &[u64], standing: &[&str]| {
+            let books = Books {
+                alarms: vec![("a".into(), vec![1, 2], rung.to_vec())],
+                metronomes: vec![(
+                    "a".into(),
+                    vec![Metronome { number: 3, every_ms: 10, missed: 0, beats: beats.to_vec() }],
+                )],
+                ..Books::default()
+            };
+            let standing = standing.iter().map(|name| (("a".into(), (*name).into()), Millis(9)));
+            alarms_have_rung_or_stand(&[told(1), told(2)], &[told(3)], &books, &standing.collect()).is_ok()
+        };
+        assert!(check(&[2, 1], &[10, 20, 40, 50], &[]) && check(&[1], &[10, 20], &["2", "m3"]));
+        assert!(!check(&[1, 2, 2], &[10, 20, 30, 40], &[]), "rings twice");
+        assert!(!check(&[1], &[10, 20, 30, 40], &[]), "never rings");
+        assert!(!check(&[1, 2], &[10, 20, 30, 40], &["2"]), "has rung, and stands");
+        assert!(!check(&[1, 2], &[10, 20], &[]) && !check(&[1, 2], &[10, 20, 30, 40], &["m3"]));
+        assert!(!check(&[1, 2], &[10, 25, 30, 40], &[]), "out of time");
+        assert!(!check(&[1, 2], &[10, 20, 30, 40], &["4"]), "nobody has set it");
+    }
 }

@@ -26,15 +26,17 @@ use std::sync::{Arc, Mutex};
 use perennial::core::id::{GroupId, LogIndex, Term};
 use perennial::core::partition::record::{Batch, Record, Turn};
 
+use super::load::Told;
+
 pub use answers::linearizable;
 pub use convergence::replicas_agree;
 pub use dead::{Deaths, dead_letters_are_those_of_the_log};
-pub use firings::{every_alarm_rings_once, every_metronome_beats_in_time};
+pub use firings::{alarms_have_rung_or_stand, every_alarm_rings_once, every_metronome_beats_in_time};
 pub use items::collections_hold_what_was_acknowledged;
 pub use nested::nested_calls_run_once;
 pub use payments::every_payment_arrives_once;
 pub use stale::reads_are_no_older_than_they_say;
-pub use streams::streams_have_no_gap;
+pub use streams::{numbers_have_no_gap, streams_have_no_gap};
 pub use workers::worker_calls_run_at_most_once;
 
 /// An entry that a replica applies.
@@ -83,6 +85,20 @@ pub trait Invariant: Send {
         let _ = (node, group, term);
         Ok(())
     }
+}
+
+/// Whether what was asked of an actor stands there: once if that was acknowledged, not if it was refused.
+fn stand_as_told(
+    what: &str,
+    actor: &str,
+    asked: &[Told],
+    standing: impl Iterator<Item = u64> + Clone,
+) -> Result<(), String> {
+    let mut asked = asked.iter().map(|told| (told, standing.clone().filter(|n| *n == told.number).count()));
+    asked.find(|(told, times)| !told.fits(actor, *times)).map_or(Ok(()), |(told, times)| {
+        let Told { actor: asked, number, outcome } = told;
+        Err(format!("{actor}: {what} {number} ({outcome:?} at {asked}) stands {times} times"))
+    })
 }
 
 /// All of them; what became of messages that were not applied is written down.

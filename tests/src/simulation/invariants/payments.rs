@@ -2,8 +2,7 @@
 //! was refused was not (Perennial's contract, "Exactly once"; the bank test of Jepsen asks the same).
 
 use super::super::load::{Books, Told};
-use super::Deaths;
-use crate::nemesis::history::Outcome;
+use super::{Deaths, stand_as_told};
 
 /// Compares the books of the purses with each other and with what callers were told.
 pub fn every_payment_arrives_once(asked: &[Told], books: &Books, deaths: &Deaths) -> Result<(), String> {
@@ -27,20 +26,7 @@ pub fn every_payment_arrives_once(asked: &[Told], books: &Books, deaths: &Deaths
                 ));
             }
         }
-        for Told { actor, number, outcome } in asked {
-            let times = paid.iter().filter(|payment| payment.number == *number).count();
-            let fits = match outcome {
-                _ if actor != from => times == 0,
-                Outcome::Value(_) => times == 1,
-                Outcome::NotApplied => times == 0,
-                Outcome::Unknown => times <= 1,
-            };
-            if !fits {
-                return Err(format!(
-                    "{from}: payment {number} ({outcome:?} at {actor}) stands {times} times"
-                ));
-            }
-        }
+        stand_as_told("payment", from, asked, paid.iter().map(|payment| payment.number))?;
     }
     Ok(())
 }
