@@ -233,16 +233,6 @@ pub async fn drive(client: Client, name: String, seed: u64, shared: Arc<Shared>)
     }
 }
 
-/// Reads counters until it is told to stop: never held up by a write that gets no answer, it is there to ask a
-/// leader that was replaced and does not know.
-pub async fn read(client: &Client, name: &str, seed: u64, shared: &Shared) {
-    let mut random = StdRng::seed_from_u64(seed);
-    while !shared.stopped() {
-        count(client, name, random.random_range(0..COUNTERS), Action::Read, shared).await;
-        tokio::time::sleep(Duration::from_millis(random.random_range(0..PAUSE_MS_MAX))).await;
-    }
-}
-
 /// Calls one counter and records it; whether it was acknowledged.
 pub async fn count(client: &Client, name: &str, key: usize, action: Action, shared: &Shared) -> bool {
     let counter = client.get::<Counter>(format!("c{key}"));

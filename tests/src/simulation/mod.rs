@@ -53,8 +53,6 @@ const SETTLES_WITHIN_MS: u64 = 180_000;
 const CATCHES_UP_WITHIN_MS: u64 = 30_000;
 /// How often replicas are looked at that have to catch up, in milliseconds.
 const LOOK_MS: u64 = 100;
-/// One seed in so many has clients that only read.
-const READERS_EVERY: u64 = 5;
 /// Actors of the nodes of every second seed have memory for a few of them, and leave it all the time.
 const SCARCE_EVERY: u64 = 2;
 /// That memory, in bytes.
@@ -136,7 +134,6 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
     for at in 0..nodes {
         world.start(at);
     }
-    let readers = options.control == Some(Control::DirtyRead) || options.seed.is_multiple_of(READERS_EVERY);
     let shared = Arc::new(Shared::default());
     let clients = Arc::new(Mutex::new(Vec::new()));
     let mut drivers = Vec::new();
@@ -158,11 +155,6 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
                 futures_util::future::join_all(following),
                 follow::publish(client.clone(), seeds[0] ^ 2, shared.clone()),
                 shelf::drive(client.clone(), shelves, shared.clone()),
-                async {
-                    if readers {
-                        load::read(&client, &format!("{me} reads"), seeds[0] ^ 3, &shared).await;
-                    }
-                },
             );
         }));
     }
