@@ -77,10 +77,10 @@ fn answers_before_the_commit_are_found() {
 
 #[test]
 fn reads_without_a_round_are_found() {
-    found("dirty-read", "397", "1");
+    found("dirty-read", "77", "40");
 }
 
 #[test]
 fn a_driver_without_fences_is_found() {
-    found("fence-removed", "22", "1");
+    found("fence-removed", "22", "40");
 }

@@ -3,9 +3,10 @@
 //! Owns what such a node is made of instead of sockets, folders, threads and clocks: everything else is the
 //! code of a real node. Forming is left out: the cluster is given. So is the control lane.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use perennial_core::id::{GroupId, LogIndex, MemberId, NodeId, PartitionId, RecordSeq, Term};
@@ -13,13 +14,14 @@ use perennial_core::membership::MemberSpec;
 use perennial_core::placement::ClusterState;
 use perennial_core::replication::{GroupStatus, Proposal, RestoreError, RowOp, StateMachine};
 use perennial_core::time::Millis;
+use tokio::time::Instant;
 
 use super::identity::{Folder, Identity};
 use super::{Ground, Node, ReplicaLog, Replicas, StartError, Unstarted, service};
 use crate::app::App;
 use crate::clock::{Clock, WallClock};
 use crate::host::Log;
-use crate::link::{LinkConfig, MemoryHub};
+use crate::link::{LinkConfig, MemoryHub, lock};
 use crate::replica::{
     Disk, GroupEvent, GroupSink, MachineFactory, Outbound, Pace, Replica, ReplicaConfig, ReplicaFault,
     ReplicaHandle, RowStore,
@@ -51,6 +53,8 @@ pub struct Machine {
     /// How long what a host proposes takes to its replica: longer than no time where hosts run on threads that
     /// stand still, or behind handlers that take long.
     pub host_pace: Pace,
+    /// How long what the replica tells takes to its hosts; in order, whatever it is. As above.
+    pub news_pace: Pace,
     /// The time of day.
     pub clock: WallClock,
     /// Seed of the election jitter.
@@ -81,6 +85,8 @@ impl Machine {
     ) -> Result<ReplicaHandle, ReplicaFault> {
         let mut config = ReplicaConfig::new(me, self.seed, None);
         shrink(&mut config);
+        let sink: Arc<dyn GroupSink> =
+            Arc::new(LateSink { sink, pace: self.news_pace.clone(), late: Arc::default() });
         #[cfg(feature = "controls")]
         let (machines, sink) = {
             use super::controls::{Mistake, SpoiledMachine, SpoiledSink, unfence};
@@ -133,6 +139,46 @@ impl Log for LateLog {
 
     fn read_index(&self, group: GroupId, epoch: Term, ctx: u64) {
         self.log.read_index(group, epoch, ctx);
+    }
+}
+
+/// What is on its way to the hosts, and when it is there.
+type Late = VecDeque<(Instant, GroupId, GroupEvent)>;
+
+/// What the replica tells arrives in its order.
+struct LateSink {
+    sink: Arc<dyn GroupSink>,
+    pace: Pace,
+    /// A task sees to it unless it is empty.
+    late: Arc<Mutex<Late>>,
+}
+
+impl GroupSink for LateSink {
+    fn event(&self, group: GroupId, event: GroupEvent) {
+        let time = (self.pace)();
+        let mut late = lock(&self.late);
+        if time.is_zero() && late.is_empty() {
+            drop(late);
+            return self.sink.event(group, event);
+        }
+        let idle = late.is_empty();
+        late.push_back((Instant::now() + time, group, event));
+        if idle {
+            tokio::spawn(arrive(self.sink.clone(), self.late.clone()));
+        }
+    }
+    fn failed(&self, fault: ReplicaFault) {
+        self.sink.failed(fault);
+    }
+}
+
+/// Tells what is late, until nothing is.
+async fn arrive(sink: Arc<dyn GroupSink>, late: Arc<Mutex<Late>>) {
+    loop {
+        let Some((at, group, event)) = lock(&late).front().cloned() else { return };
+        tokio::time::sleep_until(at).await;
+        sink.event(group, event);
+        lock(&late).pop_front();
     }
 }
 

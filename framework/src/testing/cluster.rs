@@ -528,6 +528,7 @@ impl World {
             disk: slot.disk.clone(),
             pace: Arc::new(move || draw(&delays, DISK_MICROS_MAX)),
             host_pace: Arc::new(|| Duration::ZERO),
+            news_pace: Arc::new(|| Duration::ZERO),
             clock: WallClock::new(now),
             seed,
             actors_bytes: self.actors_bytes,

@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use perennial::core::id::NodeId;
 use perennial::replica::DiskFault;
 use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
 
 use super::world::{Life, World, lock};
+use super::{CLIENTS, client_id};
 
 /// Mean time between faults, in milliseconds.
 const PERIOD_MS: u32 = 350;
@@ -24,6 +26,17 @@ const LAPSE_PERIOD_MS: u32 = 1500;
 const LAPSE_MS: std::ops::Range<u64> = 700..1500;
 /// How long a proposal of a slow host is on its way, in milliseconds: its machine may lead again by then.
 const HOST_MS: (u64, u64) = (1000, 4000);
+/// Seeds whose rest by eight is this have leaders that are split off with some who read.
+const SPLITTING: u64 = 5;
+/// Mean time between such splits, in the seeds that have some, in milliseconds.
+const SPLIT_PERIOD_MS: u32 = 1000;
+/// How long a split lasts, in milliseconds: others lead and have taken writes well before.
+const SPLIT_MS: std::ops::Range<u64> = 3000..5000;
+/// How long a leader that is split off has no more writes before the other nodes are out of its reach, in
+/// milliseconds: one that waits for its commit would hold up the reads behind it.
+const QUIET_MS: u64 = 300;
+/// How long it takes the hosts of such a leader to hear that it leads no more, in milliseconds.
+const NEWS_MS: (u64, u64) = (2000, 5000);
 /// How often nodes are looked at that may have ended by themselves, in milliseconds.
 const LOOK_MS: u64 = 20;
 
@@ -37,6 +50,9 @@ enum Heal {
     Disk(usize),
     Pace(usize),
     Hosts(usize),
+    /// Not an end: the second half of a split.
+    Apart(usize, u64),
+    Split(usize),
 }
 
 /// The plan of a run.
@@ -44,6 +60,8 @@ pub struct Faults {
     random: StdRng,
     /// When leaders lapse; drawn apart, so that the other seeds are what they were.
     lapses: Option<StdRng>,
+    /// When leaders are split off, and until when one is.
+    splits: Option<(StdRng, u64)>,
     heals: BTreeMap<(u64, u64), Heal>,
     number: u64,
     /// The only machine that loses rows in this run: two of three are more than replication survives.
@@ -61,12 +79,19 @@ impl Faults {
         Self {
             random: StdRng::seed_from_u64(seed ^ 0xfa17),
             lapses: LAPSING.contains(&(seed % 4)).then(|| StdRng::seed_from_u64(seed ^ 0x1a95e)),
+            splits: (seed % 8 == SPLITTING).then(|| (StdRng::seed_from_u64(seed ^ 0x59117), 0)),
             heals: BTreeMap::new(),
             number: 0,
             forgetful: None,
             retired: None,
             counts: BTreeMap::new(),
         }
+    }
+
+    /// Whether leaders are split off with some who read.
+    #[must_use]
+    pub fn splits(&self) -> bool {
+        self.splits.is_some()
     }
 
     fn later(&mut self, world: &World, heal: Heal) {
@@ -85,11 +110,13 @@ impl Faults {
             let heal = first.remove();
             self.heal(world, heal);
         }
-        if safety && self.random.random_ratio(1, PERIOD_MS) {
+        let split = self.splits.as_ref().is_some_and(|(_, until)| *until > world.now);
+        if safety && !split && self.random.random_ratio(1, PERIOD_MS) {
             self.hit(world);
         }
         if safety {
             self.lapse(world);
+            self.split(world);
         }
         if world.now.is_multiple_of(LOOK_MS) {
             for at in 0..world.hosts.len() {
@@ -125,7 +152,9 @@ impl Faults {
     pub fn heal_all(&mut self, world: &mut World) {
         world.say("everything heals");
         for heal in std::mem::take(&mut self.heals).into_values() {
-            self.heal(world, heal);
+            if !matches!(heal, Heal::Apart(..)) {
+                self.heal(world, heal);
+            }
         }
         world.finish_upgrade();
         for at in 0..world.hosts.len() {
@@ -160,6 +189,19 @@ impl Faults {
             Heal::Disk(at) => world.mend_disk(at),
             Heal::Pace(at) => world.weather().disk_ms[at] = (0, 2),
             Heal::Hosts(at) => world.weather().host_ms[at] = (0, 0),
+            Heal::Apart(at, length) => {
+                world.weather().news_ms[at] = NEWS_MS;
+                for other in (0..world.hosts.len()).filter(|other| *other != at) {
+                    world.hub.freeze(&world.hosts[at].id, &world.hosts[other].id);
+                    self.after(world, length, Heal::Ways(at, other));
+                }
+            }
+            Heal::Split(at) => {
+                world.weather().news_ms[at] = (0, 0);
+                for writer in writers() {
+                    world.hub.heal(&world.hosts[at].id, &writer);
+                }
+            }
         }
     }
 
@@ -193,6 +235,28 @@ impl Faults {
         }
         *self.counts.entry(fault).or_default() += 1;
         world.say(&format!("{fault}: {}", world.hosts[at].id));
+    }
+
+    /// Takes a machine that leads away from all who write, then from the other machines, and lets its hosts hear
+    /// late of what follows: whoever reads there asks one that no longer leads. Nothing else happens meanwhile.
+    fn split(&mut self, world: &mut World) {
+        let Some((random, until)) = &mut self.splits else { return };
+        if *until > world.now || !random.random_ratio(1, SPLIT_PERIOD_MS) {
+            return;
+        }
+        let leader = lock(&world.watching).leaders.values().choose(random).cloned();
+        let Some(at) = world.hosts.iter().position(|host| Some(host.id.as_str()) == leader.as_deref()) else {
+            return;
+        };
+        let length = random.random_range(SPLIT_MS);
+        *until = world.now + QUIET_MS + length;
+        for writer in writers() {
+            world.hub.freeze(&world.hosts[at].id, &writer);
+        }
+        self.after(world, QUIET_MS, Heal::Apart(at, length));
+        self.after(world, QUIET_MS + length, Heal::Split(at));
+        *self.counts.entry("split").or_default() += 1;
+        world.say(&format!("split: {}", world.hosts[at].id));
     }
 
     fn hit(&mut self, world: &mut World) {
@@ -306,4 +370,10 @@ impl Faults {
             _ => format!("{fault}: {name}"),
         });
     }
+}
+
+/// Machines of those who write.
+fn writers() -> impl Iterator<Item = NodeId> {
+    let others = ["operator", "sender"].map(|name| NodeId::new(name).expect("it is a node id"));
+    (0..CLIENTS).map(client_id).chain(others)
 }

@@ -233,6 +233,19 @@ pub async fn drive(client: Client, name: String, seed: u64, shared: Arc<Shared>)
     }
 }
 
+/// Reads all counters until it is told to stop: there to ask a leader that was replaced and does not know.
+pub async fn read(client: &Client, seed: u64, shared: &Shared) {
+    let each = (0..COUNTERS).map(|key| async move {
+        let mut random = StdRng::seed_from_u64(seed ^ key as u64);
+        let name = format!("reader {key}");
+        while !shared.stopped() {
+            count(client, &name, key, Action::Read, shared).await;
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..PAUSE_MS_MAX))).await;
+        }
+    });
+    futures_util::future::join_all(each).await;
+}
+
 /// Calls one counter and records it; whether it was acknowledged.
 pub async fn count(client: &Client, name: &str, key: usize, action: Action, shared: &Shared) -> bool {
     let counter = client.get::<Counter>(format!("c{key}"));

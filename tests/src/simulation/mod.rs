@@ -62,6 +62,11 @@ const SCARCE_ACTIVATIONS_MIN: u64 = 100;
 /// Within so long all nodes must have stopped, in milliseconds.
 const STOPS_WITHIN_MS: u64 = 30_000;
 
+/// A machine with clients, as the network knows it.
+fn client_id(number: usize) -> NodeId {
+    NodeId::new(&format!("k{number}")).expect("k1 is a node id")
+}
+
 /// What to simulate.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -140,7 +145,7 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
     for number in 0..CLIENTS {
         let (hub, link, ids) = (world.hub.clone(), world.link.clone(), world.ids());
         let (shared, clients) = (shared.clone(), clients.clone());
-        let me = NodeId::new(&format!("k{number}")).expect("k1 is a node id");
+        let me = client_id(number);
         let (seeds, shelves): ([u64; DRIVERS], u64) = random.random();
         drivers.push(world.clients.spawn(async move {
             let client = load::connect(&hub, &me, &ids, &link).await;
@@ -171,6 +176,14 @@ pub fn run(options: &Options, dir: &Path) -> std::io::Result<Report> {
         async move { porter::drive(load::connect(&hub, &me, &ids, &link).await, seed, shared).await }
     }));
     let mut faults = Faults::new(options.seed);
+    if faults.splits() {
+        drivers.push(world.clients.spawn({
+            let (hub, link, ids) = (world.hub.clone(), world.link.clone(), world.ids());
+            let (shared, seed) = (shared.clone(), options.seed ^ 0x4ead);
+            let me = NodeId::new("reader").expect("it is a node id");
+            async move { load::read(&load::connect(&hub, &me, &ids, &link).await, seed, &shared).await }
+        }));
+    }
     let end = CALM_MS + options.faults_ms;
     while world.now < end && lock(&world.watching).violations.is_empty() {
         let safety = world.now > CALM_MS;

@@ -17,7 +17,7 @@ use perennial::core::placement::{ClusterMeta, ClusterState, form};
 use perennial::limits::ACTORS_BYTES_DEFAULT;
 use perennial::link::{LinkConfig, MemoryHub};
 use perennial::node::{Backend, Machine, Mistake, StartError, Witness};
-use perennial::replica::{Disk, DiskFault, GroupEvent};
+use perennial::replica::{Disk, DiskFault, GroupEvent, Pace};
 use perennial::status::ClusterStatus;
 use perennial::{Node, WallClock};
 use rand::rngs::StdRng;
@@ -164,6 +164,8 @@ pub struct Weather {
     pub disk_ms: Vec<(u64, u64)>,
     /// Milliseconds from a host to its replica on each machine, least and most.
     pub host_ms: Vec<(u64, u64)>,
+    /// The same for what a replica tells its hosts.
+    pub news_ms: Vec<(u64, u64)>,
     random: StdRng,
 }
 
@@ -278,6 +280,7 @@ impl World {
             network_ms: (0, 2),
             disk_ms: vec![(0, 2); nodes],
             host_ms: vec![(0, 0); nodes],
+            news_ms: vec![(0, 0); nodes],
             random: StdRng::seed_from_u64(seed ^ 1),
         }));
         let network = runtime();
@@ -382,7 +385,17 @@ impl World {
     /// Starts the node of a machine that is off.
     pub fn start(&mut self, at: usize) {
         self.mend_disk(at);
-        let (weather, host_weather) = (self.weather.clone(), self.weather.clone());
+        let pace = |of: fn(&Weather, usize) -> (u64, u64)| -> Pace {
+            let weather = self.weather.clone();
+            Arc::new(move || {
+                let mut weather = lock(&weather);
+                let range = of(&weather, at);
+                weather.draw(range)
+            })
+        };
+        let disk = pace(|weather, at| weather.disk_ms[at]);
+        let (to_replica, to_hosts) =
+            (pace(|weather, at| weather.host_ms[at]), pace(|weather, at| weather.news_ms[at]));
         let host = &mut self.hosts[at];
         host.starts += 1;
         // Drawn apart, so that the other seeds are what they were.
@@ -402,16 +415,9 @@ impl World {
             hub: self.hub.clone(),
             link: self.link.clone(),
             disk: host.disk.clone(),
-            pace: Arc::new(move || {
-                let mut weather = lock(&weather);
-                let range = weather.disk_ms[at];
-                weather.draw(range)
-            }),
-            host_pace: Arc::new(move || {
-                let mut weather = lock(&host_weather);
-                let range = weather.host_ms[at];
-                weather.draw(range)
-            }),
+            pace: disk,
+            host_pace: to_replica,
+            news_pace: to_hosts,
             clock: host.clock.clone(),
             seed: mix(self.seed, at as u64, host.starts),
             actors_bytes: self.actors_bytes,
