@@ -161,6 +161,7 @@ pub(crate) struct TurnCaller {
     pub(crate) request: RequestId,
     pub(crate) deadline: Instant,
     pub(crate) lasting: bool,
+    pub(crate) reads: bool,
     pub(crate) calls: AtomicU32,
 }
 
@@ -433,6 +434,7 @@ async fn dispatch(
             }
             call.request = Some(turn.nested_request(&call.target, &call.method, &call.args.bytes));
             call.path.clone_from(&turn.path);
+            call.read_only |= turn.reads;
             call.deadline = deadline.min(turn.deadline);
             made_by(&*turn.caller, call, pool).await
         }

@@ -83,6 +83,8 @@ pub struct TurnEnv {
     pub request: RequestId,
     /// The turn may be repeated long after its first try, so the replies to its calls are kept as long.
     pub lasting: bool,
+    /// It is a read, and what it calls must be reads too: nothing is changed anywhere.
+    pub reads: bool,
     /// When its caller gives up.
     pub deadline: Instant,
     /// Record time.
@@ -117,6 +119,7 @@ impl<A: Actor> Ctx<A> {
             request: env.request,
             deadline: env.deadline,
             lasting: env.lasting,
+            reads: env.reads,
             calls: AtomicU32::new(0),
         };
         Self {

@@ -58,9 +58,10 @@ pub enum Fault {
     /// A kind, key or node name is outside its limits.
     #[error("bad name: {0}")]
     BadName(String),
-    /// A read was asked for but the handler writes.
+    /// A read was asked for, or made the call, but the handler writes.
     #[error(
-        "{kind}.{method} changes state, and no read runs a write: call it by POST, or without a bound on its age"
+        "{kind}.{method} changes state, and no read runs a write: call it by POST, without a bound on its age, \
+         and not from a handler that reads (`&self`)"
     )]
     NotARead {
         /// Kind.

@@ -228,6 +228,7 @@ fn env(kind: &str, key: &str, caller: Arc<Fake>) -> TurnEnv {
         path: vec![],
         request: RequestId { session: SessionId(7), seq: 1 },
         lasting: false,
+        reads: false,
         deadline: Instant::now() + Duration::from_secs(60),
         now: Millis(1_000),
         due: None,

@@ -75,6 +75,28 @@ impl Counter {
         self.0 += 1;
         ctx.pool::<Resizer>().name().await
     }
+
+    pub async fn add_there(&self, ctx: &Ctx<Self>, other: String) -> Result<u64, Fault> {
+        ctx.get::<Self>(&other).add().await
+    }
+
+    pub async fn have_it_added(&self, ctx: &Ctx<Self>, other: String) -> Result<u64, Fault> {
+        ctx.pool::<Resizer>().count(other).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_changes_nothing_anywhere() {
+    let app = TestApp::new(app()).await;
+    let (one, two) = (app.get::<Counter>("one"), app.get::<Counter>("two"));
+    for refused in [one.add_there("two".into()).await, one.have_it_added("two".into()).await] {
+        let fault = refused.unwrap_err();
+        assert!(
+            matches!(&fault, Fault::NotARead { kind, method } if kind == "Counter" && method == "add"),
+            "{fault}"
+        );
+    }
+    assert_eq!(two.add().await, Ok(1), "neither came there");
 }
 
 /// Runs by key of the call that held them.

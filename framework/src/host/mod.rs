@@ -107,6 +107,7 @@ impl HostCall {
             path: self.path.clone(),
             request: self.request,
             lasting: false,
+            reads: self.read_only,
             deadline: self.deadline,
             now,
             due: None,

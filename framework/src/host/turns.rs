@@ -411,7 +411,7 @@ impl Host {
     ) -> TurnEnv {
         let (now, reminders) = (self.now(), self.reminders_of(&me));
         let caller = self.shared.caller.clone();
-        TurnEnv { me, caller, path, request, lasting, deadline, now, due: None, reminders }
+        TurnEnv { me, caller, path, request, lasting, reads: false, deadline, now, due: None, reminders }
     }
 
     fn read(&mut self, kind: Arc<dyn Kind>, method: usize, call: HostCall, reply: ReplyTo) {
@@ -425,7 +425,8 @@ impl Host {
             Err(fault) => return self.refuse(reply, fault),
         };
         let lasting = call.lasting();
-        let env = self.env(call.target.clone(), call.path, call.request, lasting, call.deadline);
+        let mut env = self.env(call.target.clone(), call.path, call.request, lasting, call.deadline);
+        env.reads = true;
         let Some(act) = self.activations.get_mut(&call.target) else { return };
         if let Some(state) = act.state.as_mut().filter(|_| !asynchronous) {
             let finished = state.run(method, call.args, env);

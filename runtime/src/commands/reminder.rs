@@ -32,7 +32,7 @@ pub(crate) fn read_time(text: &str) -> Result<Millis, String> {
 /// A point in time for people.
 fn shown(at: Millis) -> String {
     let at_ms = i64::try_from(at.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    at_ms.map_or_else(|| format!("{} ms", at.0), |at| at.to_string())
+    at_ms.map_or_else(|| format!("{} ms", at.0), |at| format!("{at:.3}"))
 }
 
 pub(crate) async fn run(launch: &Launch, what: ReminderCommand) -> Result<Exit, CommandError> {
