@@ -72,7 +72,7 @@ fn entries_in_the_wrong_order_are_found() {
 
 #[test]
 fn answers_before_the_commit_are_found() {
-    found("early-answer", "1", "10");
+    found("early-answer", "3", "10");
 }
 
 #[test]
