@@ -130,7 +130,7 @@ mod tests {
         assert!(read_time("10m").unwrap() > Millis(1_700_000_000_000));
         assert!(read_time("soon").unwrap_err().contains("soon"));
         assert!(read_time("1969-01-01T00:00:00Z").is_err());
-        assert_eq!(shown(Millis(60_000)), "1970-01-01T00:01:00Z");
+        assert_eq!(shown(Millis(60_000)), "1970-01-01T00:01:00.000Z");
         assert_eq!(shown(Millis(u64::MAX)), format!("{} ms", u64::MAX));
     }
 
@@ -151,12 +151,12 @@ mod tests {
         let other = Reminder { target, name: "report".into(), repeats, ..own.clone() };
         let text = text(&[own.clone(), other], true);
         for part in
-            ["Cart/alice", "1970-01-01T00:01:00Z", "abandoned", " clear", "Shop/main.clear", "every 10s"]
+            ["Cart/alice", "1970-01-01T00:01:00.000Z", "abandoned", " clear", "Shop/main.clear", "every 10s"]
         {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         let line: serde_json::Value = serde_json::from_str(&line(&own)).unwrap();
         assert_eq!((&line["actor"], &line["due"]), (&json!("Cart/alice"), &json!(60_000)));
-        assert_eq!(line["due_at"], "1970-01-01T00:01:00Z");
+        assert_eq!(line["due_at"], "1970-01-01T00:01:00.000Z");
     }
 }
