@@ -51,6 +51,13 @@ pub struct Outbound {
     pub deadline: Instant,
 }
 
+impl Outbound {
+    /// Whether nothing can come of it but an answer.
+    pub(crate) fn reads(&self) -> bool {
+        self.read_only || self.stale.is_some()
+    }
+}
+
 /// An answer and who gave it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answered {

@@ -351,7 +351,7 @@ impl Router {
             request,
             ack_below: if request.session == session.id() { session.ack_below() } else { 0 },
             keyed: call.keyed || !call.path.is_empty(),
-            read_only: call.read_only || call.stale.is_some(),
+            read_only: call.reads(),
             path: call.path.clone(),
             timeout_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1),
             stale_ms: call.stale.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX)),
@@ -504,11 +504,10 @@ impl Router {
         }
         let (mut retries, mut pause, mut lost, mut heard) = (0, RETRY_MIN, false, Heard::default());
         let mut patience = SILENCE_MIN;
-        let reads = call.read_only || call.stale.is_some();
         loop {
             let changed = self.changed.notified();
             // What only reads has applied nothing, wherever it got to.
-            let unsure = lost && !reads;
+            let unsure = lost && !call.reads();
             match self.attempt(&call, request, &heard.declined, patience).await {
                 Attempt::Ended(mut answered) => match &answered.answer {
                     Answer::Fault(Fault::OutcomeUnknown { .. }) => lost = true,

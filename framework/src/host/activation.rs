@@ -285,13 +285,25 @@ impl Host {
 
     /// The state that its last record says has changed.
     pub(super) fn replace_bytes(&mut self, actor: &ActorId, bytes: &Bytes) {
-        let Some(act) = self.activations.get_mut(actor) else { return };
+        self.recharged(actor, |act| {
+            act.bytes = bytes.clone();
+            act.outdated = false;
+        });
+    }
+
+    /// Changes an actor in memory, and what is charged for it.
+    pub(super) fn recharged<T>(
+        &mut self,
+        actor: &ActorId,
+        change: impl FnOnce(&mut Activation) -> T,
+    ) -> Option<T> {
+        let act = self.activations.get_mut(actor)?;
         let before = act.cost();
-        act.bytes = bytes.clone();
-        act.outdated = false;
+        let changed = change(act);
         let after = act.cost();
         self.memory().charge(after);
         self.memory().release(before);
+        Some(changed)
     }
 
     /// Lets a call wake an actor without a row, unless that happens too often.

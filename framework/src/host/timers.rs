@@ -48,15 +48,12 @@ impl Host {
         actor: &ActorId,
         change: impl FnOnce(&mut BTreeMap<String, Timer>) -> T,
     ) -> Option<T> {
-        let act = self.activations.get_mut(actor)?;
-        let before = act.cost();
-        let changed = change(&mut act.timers);
-        let cost: u64 = act.timers.iter().map(|(name, timer)| timer.cost(name)).sum();
-        act.timers_cost = u32::try_from(cost).unwrap_or(u32::MAX);
-        let after = act.cost();
-        self.memory().charge(after);
-        self.memory().release(before);
-        Some(changed)
+        self.recharged(actor, |act| {
+            let changed = change(&mut act.timers);
+            let cost: u64 = act.timers.iter().map(|(name, timer)| timer.cost(name)).sum();
+            act.timers_cost = u32::try_from(cost).unwrap_or(u32::MAX);
+            changed
+        })
     }
 
     /// Whether the actor may have the timers that a turn leaves it with.

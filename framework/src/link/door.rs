@@ -134,9 +134,8 @@ impl Door {
                 Ok(Some((Box::new(io), peer, lane, place)))
             }
             Err(refusal) => {
-                // Members of a cluster that forms dial before all of them know it.
-                if refusal != Refusal::NotFormed {
-                    self.mesh.closed().note(Closed::of_refusal(&refusal), &peer, &refusal);
+                if let Some(reason) = Closed::of_refusal(&refusal) {
+                    self.mesh.closed().note(reason, &peer, &refusal);
                 }
                 frame::write_one(&mut io, Kind::Refuse, &hello::write(&refusal)).await?;
                 close(&mut io).await?;

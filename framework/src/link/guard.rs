@@ -137,16 +137,18 @@ impl Closed {
         }
     }
 
-    pub(crate) fn of_refusal(refusal: &Refusal) -> Self {
-        match refusal {
-            Refusal::WrongCluster { .. } | Refusal::NotFormed | Refusal::HashVersion { .. } => Self::Cluster,
+    /// `None` for members of a cluster that forms, who dial before all of them know it.
+    pub(crate) fn of_refusal(refusal: &Refusal) -> Option<Self> {
+        Some(match refusal {
+            Refusal::NotFormed => return None,
+            Refusal::WrongCluster { .. } | Refusal::HashVersion { .. } => Self::Cluster,
             Refusal::UnknownMember(_) => Self::Stranger,
             Refusal::OwnNode(_) | Refusal::Certificate { .. } => Self::Name,
             Refusal::Lane { .. } => Self::Lane,
             Refusal::Busy => Self::Busy,
             Refusal::Unreadable => Self::Unreadable,
             Refusal::Other(_) => Self::Other,
-        }
+        })
     }
 
     /// `None` for ends that are nobody's fault.

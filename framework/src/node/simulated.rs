@@ -109,9 +109,7 @@ impl Machine {
         });
         Replica::spawn_tasks(config, stores, self.pace.clone(), machines, outbound, sink)
     }
-}
 
-impl Machine {
     /// The way of a host to its replica, which takes as long as the machine says.
     pub(super) fn late(&self, log: ReplicaLog) -> Arc<dyn Log> {
         Arc::new(LateLog { log: Arc::new(log), pace: self.host_pace.clone() })

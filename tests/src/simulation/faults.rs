@@ -191,10 +191,7 @@ impl Faults {
             Heal::Hosts(at) => world.weather().host_ms[at] = (0, 0),
             Heal::Apart(at, length) => {
                 world.weather().news_ms[at] = NEWS_MS;
-                for other in (0..world.hosts.len()).filter(|other| *other != at) {
-                    world.hub.freeze(&world.hosts[at].id, &world.hosts[other].id);
-                    self.after(world, length, Heal::Ways(at, other));
-                }
+                self.set_apart(world, at, length);
             }
             Heal::Split(at) => {
                 world.weather().news_ms[at] = (0, 0);
@@ -212,6 +209,14 @@ impl Faults {
         (a, (a + self.random.random_range(1..count)) % count)
     }
 
+    /// Lets nothing through between a machine and the others for so long.
+    fn set_apart(&mut self, world: &World, at: usize, length: u64) {
+        for other in (0..world.hosts.len()).filter(|other| *other != at) {
+            world.hub.freeze(&world.hosts[at].id, &world.hosts[other].id);
+            self.after(world, length, Heal::Ways(at, other));
+        }
+    }
+
     /// Slows down the hosts of a machine that leads, and mostly cuts it off until another one does: what they
     /// propose now may arrive when it leads again, in another epoch.
     fn lapse(&mut self, world: &mut World) {
@@ -219,19 +224,13 @@ impl Faults {
         if !random.random_ratio(1, LAPSE_PERIOD_MS) {
             return;
         }
-        let leader = lock(&world.watching).leaders.values().choose(random).cloned();
-        let Some(at) = world.hosts.iter().position(|host| Some(host.id.as_str()) == leader.as_deref()) else {
-            return;
-        };
+        let Some(at) = a_leader(world, random) else { return };
         let length = random.random_range(LAPSE_MS);
         let fault = if random.random_bool(0.25) { "slow hosts" } else { "lapse" };
         world.weather().host_ms[at] = HOST_MS;
         self.after(world, length, Heal::Hosts(at));
         if fault == "lapse" {
-            for other in (0..world.hosts.len()).filter(|other| *other != at) {
-                world.hub.freeze(&world.hosts[at].id, &world.hosts[other].id);
-                self.after(world, length, Heal::Ways(at, other));
-            }
+            self.set_apart(world, at, length);
         }
         *self.counts.entry(fault).or_default() += 1;
         world.say(&format!("{fault}: {}", world.hosts[at].id));
@@ -244,10 +243,7 @@ impl Faults {
         if *until > world.now || !random.random_ratio(1, SPLIT_PERIOD_MS) {
             return;
         }
-        let leader = lock(&world.watching).leaders.values().choose(random).cloned();
-        let Some(at) = world.hosts.iter().position(|host| Some(host.id.as_str()) == leader.as_deref()) else {
-            return;
-        };
+        let Some(at) = a_leader(world, random) else { return };
         let length = random.random_range(SPLIT_MS);
         *until = world.now + QUIET_MS + length;
         for writer in writers() {
@@ -370,6 +366,12 @@ impl Faults {
             _ => format!("{fault}: {name}"),
         });
     }
+}
+
+/// A machine that leads something.
+fn a_leader(world: &World, random: &mut StdRng) -> Option<usize> {
+    let leader = lock(&world.watching).leaders.values().choose(random).cloned()?;
+    world.hosts.iter().position(|host| host.id.as_str() == leader)
 }
 
 /// Machines of those who write.
