@@ -172,11 +172,19 @@ async fn refresh(router: Weak<Router>, links: Arc<Links>) {
     loop {
         tokio::time::sleep(REFRESH_PERIOD).await;
         let Some(router) = router.upgrade() else { return };
+        let mut routes = None;
         for node in links.nodes() {
-            if let Ok(Response::Routes(routes)) = router.ask(&node, &Question::Routes, ASK_TIMEOUT).await {
-                learn(&router, &links, *routes);
+            if let Ok(Response::Routes(told)) = router.ask(&node, &Question::Routes, ASK_TIMEOUT).await {
+                routes = Some(*told);
                 break;
             }
+        }
+        // Nobody is where the table says: it is older than their moves.
+        if routes.is_none() && links.may_move() {
+            routes = links.any_routes().await.ok();
+        }
+        if let Some(routes) = routes {
+            learn(&router, &links, routes);
         }
     }
 }
@@ -254,6 +262,11 @@ impl Links {
             }
         };
         linked.map_err(|error| error.to_string())
+    }
+
+    /// Whether nodes can turn up elsewhere: in a hub they are known by their names.
+    fn may_move(&self) -> bool {
+        matches!(self.way, Way::Tls(_))
     }
 
     /// The table, from the first seed that has one.

@@ -16,7 +16,7 @@ use perennial::core::id::NodeId;
 use perennial::core::membership::{WEIGHT_DEFAULT, WEIGHT_MAX};
 use perennial::core::placement::REPLICATION_MAX;
 use perennial::limits::{ACTORS_BYTES_DEFAULT, ACTORS_BYTES_MIN};
-use perennial::node::{NodeConfig, TlsFiles};
+use perennial::node::{NodeConfig, Source, TlsFiles};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
@@ -75,10 +75,13 @@ pub(crate) struct ServeArgs {
     /// Authority (PEM) of those who may use the admin port [default: that of --tls-ca]
     #[arg(long, value_name = "FILE", env = "PERENNIAL_ADMIN_TLS_CA")]
     pub(crate) admin_tls_ca: Option<PathBuf>,
-    /// Nodes to find the cluster by; this node may be among them
-    #[arg(long, value_name = "HOST:PORT,..", env = "PERENNIAL_JOIN", value_delimiter = ',')]
+    /// Where to find the cluster: HOST:PORT, dns:NAME:PORT, srv:NAME or file:PATH; this node may be among them
+    #[arg(long, value_name = "SOURCE,..", env = "PERENNIAL_JOIN", value_delimiter = ',')]
     pub(crate) join: Option<Vec<String>>,
-    /// Form a new cluster once this many nodes found each other [default: 1; with --join 3]
+    /// Name server for dns: and srv: in --join [default: those of the system]
+    #[arg(long, value_name = "IP:PORT", env = "PERENNIAL_DNS_SERVER")]
+    pub(crate) dns_server: Option<SocketAddr>,
+    /// Form a new cluster once this many nodes found each other [default: 1; 3 if --join has HOST:PORT only]
     #[arg(long, value_name = "NODES", env = "PERENNIAL_BOOTSTRAP_EXPECT")]
     pub(crate) bootstrap_expect: Option<usize>,
     /// Data folder, used by this node only
@@ -299,16 +302,15 @@ impl ServeArgs {
         };
         let listen = self.listen.unwrap_or(LISTEN_DEFAULT);
         let http = self.http.map(|http| self.reachable_http(http, listen));
-        let join = self.join.unwrap_or_default();
-        let expect_default = if join.is_empty() { 1 } else { 3 };
         Ok(ServeSettings {
             node: NodeConfig {
                 node,
                 listen,
                 advertise: self.advertise,
                 http,
-                join,
-                bootstrap_expect: self.bootstrap_expect.unwrap_or(expect_default),
+                join: self.join.unwrap_or_default(),
+                dns_server: self.dns_server,
+                bootstrap_expect: self.bootstrap_expect,
                 data,
                 tls,
                 partitions: self.partitions.unwrap_or(PARTITIONS_DEFAULT),
@@ -353,6 +355,7 @@ impl ServeArgs {
         file.fill("admin_tls_ca", &mut self.admin_tls_ca);
         self.limits.fill_from(&mut file);
         file.fill("join", &mut self.join);
+        file.fill("dns_server", &mut self.dns_server);
         file.fill("bootstrap_expect", &mut self.bootstrap_expect);
         file.fill("data", &mut self.data);
         file.fill("tls_ca", &mut self.tls_ca);
@@ -404,9 +407,20 @@ impl ServeArgs {
             self.advertise.is_some() || !listen.ip().is_unspecified(),
             format!("listen {listen} is no address that others can dial: name one with --advertise"),
         );
-        for address in self.advertise.iter().chain(self.join.iter().flatten()) {
+        for address in &self.advertise {
             check(is_host_port(address), format!("address {address:?} is not HOST:PORT"));
         }
+        let mut asks_dns = false;
+        for source in self.join.iter().flatten() {
+            match source.parse::<Source>() {
+                Ok(source) => asks_dns |= matches!(source, Source::Dns { .. } | Source::Srv(_)),
+                Err(error) => check(false, format!("join: {error}")),
+            }
+        }
+        check(
+            self.dns_server.is_none() || asks_dns,
+            "dns_server is for names in --join written dns:NAME:PORT or srv:NAME, and there is none".into(),
+        );
         if let Some(http) = self.http {
             let missing = match (&self.http_tls_cert, &self.auth) {
                 (None, None) => "TLS and authentication: give --http-tls-cert, --http-tls-key and --auth",
@@ -665,7 +679,7 @@ mod tests {
         let args = ServeArgs { config: Some(path), weight: Some(7), ..complete(dir.path()) };
         let settings = resolve(args).unwrap();
         assert_eq!((settings.node.weight, settings.node.partitions, settings.node.replication), (7, 16, 3));
-        assert_eq!((settings.node.join.len(), settings.node.bootstrap_expect), (2, 3));
+        assert_eq!((settings.node.join.len(), settings.node.bootstrap_expect), (2, None));
         assert_eq!((settings.grace, settings.log_format), (Duration::from_secs(2), LogFormat::Json));
     }
 
@@ -693,6 +707,21 @@ mod tests {
             bootstrap_expect: Some(3),
             ..ServeArgs::default()
         };
+        let join = |sources: &[&str]| {
+            let join = sources.iter().map(ToString::to_string).collect();
+            let dns_server = Some("127.0.0.1:53".parse().unwrap());
+            resolve(ServeArgs { join: Some(join), dns_server, ..complete(dir.path()) })
+        };
+        assert!(join(&["n1:7001", "dns:seeds:7001"]).is_ok());
+        let wrong = join(&["n1", "file:", "dns:seeds"]).unwrap_err().to_string();
+        for part in [
+            "\"n1\" is not HOST:PORT",
+            "\"file:\" names no file",
+            "\"dns:seeds\" names no port",
+            "dns_server is for",
+        ] {
+            assert!(wrong.contains(part), "{part} is not in:\n{wrong}");
+        }
         let problems = resolve(args).unwrap_err().problems.join("\n");
         for part in [
             "\"wieght\"",

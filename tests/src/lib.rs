@@ -3,6 +3,7 @@
 //! Owns folders, throw-away certificates and ports of the nodes, and starts and stops them. Never looks
 //! inside a node: what is tested is what users see. In: an application; out: nodes and clients on loopback.
 
+pub mod names;
 pub mod nemesis;
 pub mod simulation;
 pub mod upgrade;
@@ -80,7 +81,8 @@ impl Cluster {
             advertise: None,
             http: None,
             join: join.clone(),
-            bootstrap_expect: count,
+            dns_server: None,
+            bootstrap_expect: Some(count),
             data: folder.path().join(id.as_str()),
             tls: certs.nodes[&id].clone(),
             partitions: PARTITIONS,

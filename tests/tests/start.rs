@@ -49,7 +49,7 @@ async fn a_cluster_waits_for_its_third_node_says_so_and_forms_when_it_comes() {
 async fn two_halves_that_expect_too_few_do_not_form_two_clusters() {
     let mut cluster = Cluster::prepared(4, app());
     for config in &mut cluster.configs {
-        config.bootstrap_expect = 2;
+        config.bootstrap_expect = Some(2);
     }
     cluster.start(2).await;
     cluster.start(3).await;
@@ -151,7 +151,7 @@ async fn a_folder_of_another_cluster_is_noticed() {
     let mut alone = cluster.configs[2].clone();
     alone.data = cluster.beside("foreign");
     alone.join = Vec::new();
-    alone.bootstrap_expect = 1;
+    alone.bootstrap_expect = Some(1);
     let node = Node::start(alone.clone(), app()).await.unwrap();
     until("it is a cluster of one", async || node.ready().ok()).await;
     node.stop(Duration::ZERO).await;

@@ -4,7 +4,9 @@
 //! expected have found each other, the one with the lowest node id forms the cluster: every one of them
 //! promises, durably, to be formed by it alone; then it writes down the first state itself and hands it
 //! to the others. All have to promise, and a majority of the addresses to join are among them, so two
-//! clusters cannot come out of nodes that were given the same addresses. An initiator that has formed
+//! clusters cannot come out of nodes that were given the same addresses. Where addresses may change there is
+//! no majority of them; then two clusters cannot come out of less than twice as many nodes as are expected,
+//! since a node promises itself to one initiator at a time. An initiator that has formed
 //! nothing yet yields to a lower id; those who promised to it learn that by asking, and are free again.
 //! A node that meets a formed cluster joins it instead. Never touches a node that belongs to a cluster
 //! already.
@@ -22,6 +24,7 @@ use perennial_core::placement::{ClusterMeta, ClusterState, form};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use super::discovery::{Discovery, Found};
 use super::identity::{Folder, Identity, Promise};
 use crate::link::tls::Tls;
 use crate::link::{DialError, Facts, LinkConfig, probe};
@@ -29,8 +32,6 @@ use crate::protocol::{decode, encode};
 
 /// Pause between rounds of asking.
 const ROUND_PAUSE: Duration = Duration::from_millis(150);
-/// Pause between rounds of asking whether the addresses to join are of the node's own cluster.
-const CHECK_PAUSE: Duration = Duration::from_secs(2);
 
 /// A question on the join lane.
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,8 +42,8 @@ pub(super) enum JoinQuestion {
     Promise(NodeId, u64),
     /// This is the cluster, as promised.
     Form(u64, Box<ClusterState>),
-    /// Nothing: what the door says about the node is enough.
-    Nothing,
+    /// Where are you, and who else? A member of this cluster asks, and is here.
+    Here(ClusterId, MemberSpec),
 }
 
 /// An answer on the join lane.
@@ -73,6 +74,8 @@ pub(super) struct Formation {
     met: Mutex<BTreeMap<NodeId, MemberSpec>>,
     /// Who answered at each address to join.
     at: Mutex<BTreeMap<String, NodeId>>,
+    /// Where members of the cluster said in this run that they are, as they dialed or asked.
+    pub(super) heard: watch::Sender<BTreeMap<NodeId, String>>,
     /// The cluster as formed, once it is.
     pub(super) formed: watch::Sender<Option<ClusterState>>,
     /// The newest state known, for those who ask.
@@ -87,15 +90,19 @@ pub(super) struct Formation {
 
 /// Settings of forming.
 pub(super) struct Plan {
-    pub(super) join: Vec<String>,
+    pub(super) discovery: Discovery,
     pub(super) expect: usize,
     pub(super) partitions: PartitionCount,
     pub(super) replication: u8,
 }
 
 impl Plan {
+    /// Addresses to join of which a majority must be among the founders: none if some may change.
     fn addresses(&self) -> usize {
-        self.join.iter().collect::<BTreeSet<_>>().len()
+        match self.discovery.changing() {
+            None => self.discovery.sources().len(),
+            Some(_) => 0,
+        }
     }
 
     /// How many of the addresses to join must be among the founders.
@@ -128,6 +135,7 @@ impl Formation {
             identity: Mutex::new(identity),
             met: Mutex::default(),
             at: Mutex::default(),
+            heard: watch::Sender::default(),
             formed,
             current,
             waiting,
@@ -195,7 +203,7 @@ impl Formation {
                 self.promise(initiator, nonce)
             }
             Ok(JoinQuestion::Form(nonce, state)) => self.take(from, nonce, *state),
-            Ok(JoinQuestion::Nothing) => self.hello(None, self.promised()),
+            Ok(JoinQuestion::Here(cluster, spec)) if spec.node == *from => self.heard_of(cluster, spec),
             Ok(_) => JoinAnswer::Refused(format!("the question names another node than {from}")),
         };
         encode(&answer)
@@ -208,6 +216,31 @@ impl Formation {
             known: self.met().into_values().collect(),
             promise,
         }
+    }
+
+    /// Says to a member where the others are.
+    fn heard_of(&self, cluster: ClusterId, spec: MemberSpec) -> JoinAnswer {
+        let heard = self.heard.borrow().clone();
+        let known = heard.into_iter().map(|(node, address)| MemberSpec::new(node, address)).collect();
+        let ours = self.cluster().filter(|ours| ours.meta.cluster == cluster);
+        if ours.is_some_and(|ours| ours.members.by_node(&spec.node).is_some()) {
+            self.hear(&spec.node, &spec.address);
+        }
+        JoinAnswer::Hello { spec: self.spec.clone(), cluster: None, known, promise: None }
+    }
+
+    /// Notes where a member says it is.
+    pub(super) fn hear(&self, node: &NodeId, address: &str) {
+        if MemberSpec::new(node.clone(), address).validate().is_err() {
+            return;
+        }
+        self.heard.send_if_modified(|heard| {
+            let news = heard.get(node).is_none_or(|said| said != address);
+            if news {
+                heard.insert(node.clone(), address.to_owned());
+            }
+            news
+        });
     }
 
     fn promised(&self) -> Option<Promise> {
@@ -284,62 +317,11 @@ impl Formation {
     pub(super) async fn run(&self, plan: &Plan, tls: &Tls, config: &LinkConfig) -> Result<(), String> {
         let mut formed = self.formed.subscribe();
         while formed.borrow().is_none() {
-            let round = self.ask_all(&plan.join, tls, config).await;
+            let round = self.ask_all(plan.discovery.find().await, tls, config).await;
             self.advance(plan, round, tls, config).await?;
             let _ = tokio::time::timeout(ROUND_PAUSE, formed.wait_for(Option::is_some)).await;
         }
         Ok(())
-    }
-
-    /// Asks the addresses to join until each has answered whether they are of this node's cluster.
-    /// Resolves when most of them are of another one, which means that the data folder is the wrong one;
-    /// a single stranger is that one's mistake.
-    pub(super) async fn meets_strangers(&self, plan: &Plan, tls: &Tls, config: &LinkConfig) -> String {
-        let Some(ours) = self.formed.borrow().as_ref().map(|state| state.meta.cluster) else {
-            return std::future::pending().await;
-        };
-        let mut open: Vec<_> = plan.join.iter().filter(|address| **address != self.spec.address).collect();
-        let mut others = open.len();
-        let mut strangers: Vec<String> = Vec::new();
-        let payload = encode(&JoinQuestion::Nothing);
-        while !open.is_empty() {
-            let asked = open.iter().map(|address| probe(address, tls, self.facts(), &payload, config));
-            let answers = futures_util::future::join_all(asked).await;
-            let mut unanswered = Vec::new();
-            for (address, answer) in open.into_iter().zip(answers) {
-                match answer {
-                    Ok(probed) => match probed.facts.cluster {
-                        Some(theirs) if theirs != ours => {
-                            tracing::warn!(
-                                address,
-                                ?theirs,
-                                ?ours,
-                                "the node at an address to join is of another cluster"
-                            );
-                            strangers.push(address.clone());
-                        }
-                        Some(_) => {}
-                        None => unanswered.push(address),
-                    },
-                    Err(DialError::TurnedAway { refusal: crate::link::Refusal::OwnNode(_), .. }) => {
-                        others -= 1
-                    }
-                    Err(_) => unanswered.push(address),
-                }
-            }
-            if strangers.len() * 2 > others {
-                return format!(
-                    "its data folder is of cluster {:032x}, but {} to be joined {} of another one; \
-                     name this node's own folder with --data, or correct --join",
-                    ours.0,
-                    strangers.join(", "),
-                    if strangers.len() == 1 { "is" } else { "are" },
-                );
-            }
-            open = unanswered;
-            tokio::time::sleep(CHECK_PAUSE).await;
-        }
-        std::future::pending().await
     }
 
     /// Tells people what it waits for; the same thing once.
@@ -351,18 +333,17 @@ impl Formation {
         });
     }
 
-    /// Asks every known address; gives the clusters heard of and the last failure.
-    async fn ask_all(&self, join: &[String], tls: &Tls, config: &LinkConfig) -> Round {
-        let mut addresses: Vec<String> = join.to_vec();
+    /// Asks every known address; gives the clusters heard of and the last failures.
+    async fn ask_all(&self, found: Found, tls: &Tls, config: &LinkConfig) -> Round {
+        let mut addresses = found.addresses();
         addresses.extend(self.met().into_values().map(|spec| spec.address));
-        addresses.sort();
-        addresses.dedup();
-        addresses.retain(|address| *address != self.spec.address);
+        addresses.retain(|address| self.who_is_at(address).as_ref() != Some(&self.spec.node));
         let hello = JoinQuestion::Hello(self.spec.clone());
         // Noted before asking: its initiator held it then.
         let bound = self.promised();
         let asked = addresses.iter().map(|address| self.ask(address, &hello, tls, config));
-        let mut round = Round { clusters: Vec::new(), failure: None };
+        let mut round = Round { clusters: Vec::new(), failures: found.problems.clone(), found };
+        let mut failure = None;
         for (address, answer) in addresses.iter().zip(futures_util::future::join_all(asked).await) {
             match answer {
                 Ok(JoinAnswer::Hello { spec, cluster, known, promise }) => {
@@ -378,14 +359,15 @@ impl Formation {
                     known.into_iter().for_each(|spec| self.meet(spec));
                     round.clusters.extend(cluster.map(|cluster| *cluster));
                 }
-                Ok(JoinAnswer::Refused(why)) => round.failure = Some(format!("{address}: {why}")),
+                Ok(JoinAnswer::Refused(why)) => failure = Some(format!("{address}: {why}")),
                 Ok(_) => {}
                 Err(DialError::TurnedAway { refusal: crate::link::Refusal::OwnNode(_), .. }) => {
                     self.found(address, self.spec.node.clone());
                 }
-                Err(error) => round.failure = Some(error.to_string()),
+                Err(error) => failure = Some(error.to_string()),
             }
         }
+        round.failures.extend(failure);
         round
     }
 
@@ -401,15 +383,18 @@ impl Formation {
     }
 
     async fn advance(&self, plan: &Plan, round: Round, tls: &Tls, config: &LinkConfig) -> Result<(), String> {
-        if let Some(cluster) = round.clusters.into_iter().next() {
+        let Round { clusters, found, failures } = round;
+        if let Some(cluster) = clusters.into_iter().next() {
             return self.join(cluster);
         }
         let mut specs: BTreeMap<_, _> = self.met();
         specs.insert(self.spec.node.clone(), self.spec.clone());
-        let seeds = self.seeds(&plan.join);
+        let seeds = self.seeds(&found);
         let founders = plan.founders();
-        let failure =
-            || round.failure.as_ref().map(|why| format!("; last failure: {why}")).unwrap_or_default();
+        let failure = || match failures.as_slice() {
+            [] => String::new(),
+            whys => format!("; last failure: {}", whys.join("; ")),
+        };
         if specs.len() < founders {
             let more = founders - specs.len();
             let names: Vec<_> = specs.keys().map(ToString::to_string).collect();
@@ -425,9 +410,10 @@ impl Formation {
         // Those at the addresses to join come first, then the lowest ids; whoever is met beyond that joins
         // the cluster afterwards.
         let mut chosen: Vec<_> = specs.into_values().collect();
-        chosen.sort_by_key(|spec| (!seeds.contains(&spec.node), spec.node.clone()));
+        let is_seed = |spec: &MemberSpec| seeds.iter().any(|nodes| nodes.contains(&spec.node));
+        chosen.sort_by_key(|spec| (!is_seed(spec), spec.node.clone()));
         chosen.truncate(founders);
-        let among = seeds.iter().filter(|node| chosen.iter().any(|spec| spec.node == **node)).count();
+        let among = seeds.iter().filter(|nodes| chosen.iter().any(|spec| nodes.contains(&spec.node))).count();
         if among < plan.majority() {
             self.wait_for(format!(
                 "waiting for nodes at {} more of the {} addresses to join, a majority is needed{}",
@@ -446,12 +432,17 @@ impl Formation {
         Ok(())
     }
 
-    /// The nodes found at the addresses to join, one for each address.
-    fn seeds(&self, join: &[String]) -> Vec<NodeId> {
-        let at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = |address: &String| (*address == self.spec.address).then(|| self.spec.node.clone());
-        let join: BTreeSet<_> = join.iter().collect();
-        join.into_iter().filter_map(|address| own(address).or_else(|| at.get(address).cloned())).collect()
+    fn who_is_at(&self, address: &str) -> Option<NodeId> {
+        if address == self.spec.address {
+            return Some(self.spec.node.clone());
+        }
+        self.at.lock().unwrap_or_else(PoisonError::into_inner).get(address).cloned()
+    }
+
+    /// The nodes found at each of the addresses to join; a name may stand for several.
+    fn seeds(&self, found: &Found) -> Vec<BTreeSet<NodeId>> {
+        let who = |addresses: &Vec<String>| addresses.iter().filter_map(|at| self.who_is_at(at)).collect();
+        found.by_source.iter().map(who).collect()
     }
 
     fn join(&self, cluster: ClusterState) -> Result<(), String> {
@@ -542,7 +533,8 @@ impl Formation {
 
 struct Round {
     clusters: Vec<ClusterState>,
-    failure: Option<String>,
+    found: Found,
+    failures: Vec<String>,
 }
 
 #[cfg(test)]
@@ -597,16 +589,20 @@ mod tests {
     #[test]
     fn a_majority_of_the_addresses_to_join_founds_the_cluster() {
         let plan = |expect, join: &[&str]| Plan {
-            join: join.iter().map(ToString::to_string).collect(),
+            discovery: Discovery::new(&join.iter().map(ToString::to_string).collect::<Vec<_>>(), "", None)
+                .unwrap(),
             expect,
             partitions: PartitionCount::DEFAULT,
             replication: 3,
         };
         for (expect, join, founders) in [
             (1, &[][..], 1),
-            (3, &["a"], 3),
-            (3, &["a", "b", "c", "d", "e", "f"], 4),
-            (1, &["a", "b", "a"], 2),
+            (3, &["a:1"], 3),
+            (3, &["a:1", "b:1", "c:1", "d:1", "e:1", "f:1"], 4),
+            (1, &["a:1", "b:1", "a:1"], 2),
+            // Addresses that may change have no majority: what is expected alone decides.
+            (3, &["dns:a:1"], 3),
+            (2, &["a:1", "b:1", "c:1", "srv:d", "e:1"], 2),
         ] {
             assert_eq!(plan(expect, join).founders(), founders, "{expect} {join:?}");
         }

@@ -6,12 +6,14 @@
 mod builds;
 #[cfg(feature = "controls")]
 mod controls;
+mod discovery;
 mod formation;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod hosting;
 mod identity;
 mod metrics;
+mod moved;
 mod service;
 mod simulated;
 mod status;
@@ -35,8 +37,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::discovery::Discovery;
 use self::formation::{Formation, Plan};
 use self::identity::{Folder, Identity};
+use self::moved::Moved;
 use self::system::{SystemLeader, SystemMachine};
 use crate::actor::BoxFuture;
 use crate::app::App;
@@ -59,10 +63,14 @@ use crate::status::{ClusterStatus, ReminderPage, ReminderQuery};
 
 #[cfg(feature = "controls")]
 pub use self::controls::Mistake;
+pub use self::discovery::{Source, SourceError};
 pub use self::simulated::{Machine, Witness};
 
 /// How long a node waits for the answer of another one to a question about the cluster.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How many nodes form a cluster where there are addresses to join and nobody said how many.
+const EXPECTED_DEFAULT: usize = 3;
 
 /// PEM files of a certificate, its key and the cluster's authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,10 +94,13 @@ pub struct NodeConfig {
     pub advertise: Option<String>,
     /// Where its gateway can be reached, for the members' list.
     pub http: Option<String>,
-    /// `host:port` of nodes to find the cluster by; its own address may be among them.
+    /// Where to find the cluster, each as a [`Source`] is written; its own address may be among them.
     pub join: Vec<String>,
-    /// Forms a new cluster once this many nodes have found each other.
-    pub bootstrap_expect: usize,
+    /// The name server for sources in DNS; those of the system when `None`.
+    pub dns_server: Option<SocketAddr>,
+    /// Forms a new cluster once this many nodes have found each other. `None`: 1 without anything to join, 3
+    /// with fixed addresses; with a source whose addresses may change, a node without a cluster needs a number.
+    pub bootstrap_expect: Option<usize>,
     /// Data folder; used by one process at a time.
     pub data: PathBuf,
     /// Certificates.
@@ -185,6 +196,7 @@ struct Inner {
     /// The newest cluster state known here.
     current: watch::Sender<Option<ClusterState>>,
     names: RwLock<BTreeMap<MemberId, NodeId>>,
+    moved: Moved,
     lifecycle: mpsc::UnboundedSender<hosting::Lifecycle>,
     counters: Arc<HostCounters>,
     registry: Arc<Mutex<Registry>>,
@@ -248,6 +260,7 @@ impl Unstarted {
             system_leader: watch::Sender::new(None),
             current,
             names: RwLock::default(),
+            moved: Moved::default(),
             lifecycle,
             counters: Arc::new(HostCounters::within(actors_bytes)),
             registry: Arc::default(),
@@ -305,6 +318,8 @@ impl Node {
         let address =
             listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
         let spec = spec(&config, address)?;
+        let discovery = Discovery::new(&config.join, &spec.address, config.dns_server)
+            .map_err(|error| StartError::Settings(error.to_string()))?;
         let folder = Folder::open(&config.data)?;
         let identity = folder.identity(&config.node)?;
         if let Some(formed) = &identity.formed {
@@ -313,6 +328,12 @@ impl Node {
                 .check()
                 .map_err(|error| StartError::Data { path: config.data.clone(), why: error.to_string() })?;
         }
+        let plan = Plan {
+            expect: expected(&config, &discovery, identity.formed.is_some())?,
+            discovery,
+            partitions,
+            replication: config.replication,
+        };
         let (clock, replicas) = (Clock::System, Replicas::Folder);
         let actors_bytes = config.actors_bytes;
         let unstarted =
@@ -333,12 +354,6 @@ impl Node {
             node.stop(Duration::ZERO).await;
             return Err(StartError::Data { path: config.data, why });
         }
-        let plan = Plan {
-            join: config.join,
-            expect: config.bootstrap_expect.max(1),
-            partitions,
-            replication: config.replication,
-        };
         inner.spawn(find_cluster(inner.clone(), plan, tls, link_config));
         Ok(node)
     }
@@ -422,6 +437,19 @@ fn spec(config: &NodeConfig, address: SocketAddr) -> Result<MemberSpec, StartErr
     Ok(spec)
 }
 
+/// How many nodes form the cluster.
+fn expected(config: &NodeConfig, discovery: &Discovery, formed: bool) -> Result<usize, StartError> {
+    match (config.bootstrap_expect, discovery.changing()) {
+        (Some(expected), _) => Ok(expected.max(1)),
+        (None, Some(source)) if !formed => Err(StartError::Settings(format!(
+            "--join {source} may name other nodes tomorrow, so this node cannot tell by it whether all are there: \
+             add --bootstrap-expect N, where N is more than half of the nodes that the cluster is formed of"
+        ))),
+        (None, _) if discovery.sources().is_empty() => Ok(1),
+        (None, _) => Ok(EXPECTED_DEFAULT),
+    }
+}
+
 /// Finds or forms the cluster, opens the node's part of it and tells the members that it is up.
 async fn find_cluster(inner: Arc<Inner>, plan: Plan, tls: Tls, config: LinkConfig) {
     let before = inner.replica.get().is_some();
@@ -431,10 +459,8 @@ async fn find_cluster(inner: Arc<Inner>, plan: Plan, tls: Tls, config: LinkConfi
     if !before && let Err(why) = inner.bring_up().await {
         return inner.fail(why);
     }
-    if before {
-        let one = inner.clone();
-        inner.spawn(async move { one.fail(one.formation.meets_strangers(&plan, &tls, &config).await) });
-    }
+    let one = inner.clone();
+    inner.spawn(async move { one.fail(moved::look_around(&one, &plan, &tls, &config, before).await) });
     service::announce(&inner).await;
 }
 

@@ -117,12 +117,16 @@ impl Admission for Doorkeeper {
         self.0.upgrade().map_or_else(|| self.1.clone(), |inner| inner.formation.facts())
     }
 
-    fn admit(&self, peer: &Peer, lane: DoorLane, _: &Hello) -> Result<(), Refusal> {
+    fn admit(&self, peer: &Peer, lane: DoorLane, hello: &Hello) -> Result<(), Refusal> {
         let Some(inner) = self.0.upgrade() else { return Err(Refusal::Busy) };
         match (peer, lane) {
             (_, DoorLane::Join | DoorLane::Client) => Ok(()),
             (Peer::Node(node), _) => match inner.member_of(node) {
-                Some(_) => Ok(()),
+                Some(_) => {
+                    // It may have moved while nobody could write that down.
+                    hello.node.iter().for_each(|facts| inner.formation.hear(node, &facts.address));
+                    Ok(())
+                }
                 // It comes back once the members of a cluster that forms are known here too.
                 None if !inner.knows_members() => Err(Refusal::NotFormed),
                 None => Err(Refusal::UnknownMember(node.clone())),
@@ -374,14 +378,14 @@ pub(super) fn take_state(inner: &Inner, state: ClusterState) {
 }
 
 /// Brings names, routes and links in line with a state.
-fn use_state(inner: &Inner, state: &ClusterState) {
+pub(super) fn use_state(inner: &Inner, state: &ClusterState) {
     let names = state.members.iter().map(|m| (m.id, m.node.clone())).collect();
     *inner.names.write().unwrap_or_else(PoisonError::into_inner) = names;
     inner.router.update(state.clone());
     super::builds::keep_from_older(inner, state);
     if let Some(transport) = inner.transport.get() {
         let others = state.members.iter().filter(|m| m.node != inner.node);
-        transport.set_peers(others.map(|m| (m.node.clone(), m.address.clone())).collect());
+        transport.set_peers(others.map(|m| (m.node.clone(), inner.moved.address_of(m))).collect());
     }
 }
 
