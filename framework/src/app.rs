@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::actor::{Actor, Kind, KindOf};
+use crate::actor::{Actor, BoxFuture, Kind, KindOf};
 use crate::error::Fault;
 
 /// A file of a page.
@@ -18,6 +18,9 @@ pub struct Asset {
 
 /// Finds a file by its path below the mount point; the empty path is the page itself.
 pub type AssetSource = fn(&str) -> Option<Asset>;
+
+/// A check of an application: what it waits for is over, or why not.
+pub(crate) type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// The actor types of an application, by name.
 #[derive(Clone, Default)]
@@ -53,13 +56,14 @@ pub struct App {
     name: &'static str,
     kinds: Kinds,
     pages: Vec<(&'static str, AssetSource)>,
+    checks: Vec<(&'static str, Check)>,
 }
 
 impl App {
     /// An application without actors; the name stands in its help and its status.
     #[must_use]
     pub fn new(name: &'static str) -> Self {
-        Self { name, kinds: Kinds::default(), pages: Vec::new() }
+        Self { name, kinds: Kinds::default(), pages: Vec::new(), checks: Vec::new() }
     }
 
     /// Adds an actor type.
@@ -81,6 +85,36 @@ impl App {
     pub fn page(mut self, mount: &'static str, files: AssetSource) -> Self {
         self.pages.push((mount, files));
         self
+    }
+
+    /// Adds a check of what the application needs on every node, such as a service that its actors call.
+    ///
+    /// Each node runs it every [`CHECK_PERIOD`](crate::limits::CHECK_PERIOD), one run at a time, as a task that
+    /// must not block its thread. While it gives an error, or has not ended after
+    /// [`CHECK_MAX`](crate::limits::CHECK_MAX), or panics, and until it has run once, the node is not ready and
+    /// says why; calls that come all the same are served. A failing check never has a node started anew.
+    ///
+    /// # Panics
+    /// When two checks share a name, or one is not made of 1 to 64 letters, digits, `_` and `-`: it is a label
+    /// of a metric.
+    #[must_use]
+    pub fn health<F, R>(mut self, name: &'static str, check: F) -> Self
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+        let fits = (1..=64).contains(&name.len()) && name.chars().all(plain);
+        assert!(fits, "name the check {name:?} with 1 to 64 of A-Z a-z 0-9 _ -");
+        let twice = self.checks.iter().any(|(other, _)| *other == name);
+        assert!(!twice, "each check is added once, but {name:?} is added twice");
+        self.checks.push((name, Arc::new(move || Box::pin(check()))));
+        self
+    }
+
+    /// Its checks.
+    pub(crate) fn checks(&self) -> &[(&'static str, Check)] {
+        &self.checks
     }
 
     /// Its name.

@@ -25,6 +25,7 @@ pub use crate::host::turns::{
     UNATTENDED_TIMED_OUT_MAX, UNATTENDED_TURN_MAX,
 };
 pub use crate::host::{MAILBOX_CALLS_MAX, PARTITION_CALLS_MAX, STATE_BYTES_MAX};
+pub use crate::node::health::{CHECK_MAX, CHECK_PERIOD, CHECK_WHY_BYTES_MAX, STILL_MAX};
 pub use crate::options::WORKERS_DEFAULT;
 pub use crate::router::CALL_TIMEOUT_MAX;
 pub use crate::router::events::{FOLLOWER_EVENTS_MAX, FOLLOWER_STALL_MAX};

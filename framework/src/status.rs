@@ -22,6 +22,19 @@ pub struct ClusterStatus {
     pub members: Vec<MemberStatus>,
     /// Partitions in order; empty while not formed.
     pub partitions: Vec<PartitionStatus>,
+    /// The application's checks at the node that answered.
+    pub checks: Vec<CheckStatus>,
+}
+
+/// A check of the application, see [`App::health`](crate::App::health).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether its last run was well.
+    pub up: bool,
+    /// Why not.
+    pub why: Option<String>,
 }
 
 /// A member as the answering node sees it.

@@ -407,7 +407,7 @@ impl ServeArgs {
             self.advertise.is_some() || !listen.ip().is_unspecified(),
             format!("listen {listen} is no address that others can dial: name one with --advertise"),
         );
-        for address in &self.advertise {
+        if let Some(address) = &self.advertise {
             check(is_host_port(address), format!("address {address:?} is not HOST:PORT"));
         }
         let mut asks_dns = false;

@@ -148,6 +148,8 @@ struct Fake {
     app: App,
     node: NodeId,
     ready: Mutex<Result<(), String>>,
+    /// Why it is not started, and why not live.
+    unwell: Mutex<(Vec<String>, Vec<String>)>,
     answers: Mutex<HashMap<String, Answer>>,
     calls: Mutex<Vec<Outbound>>,
     subscriptions: Mutex<Vec<(ActorId, EventsFrom)>>,
@@ -188,6 +190,7 @@ impl Fake {
             app,
             node: NodeId::new("n1").unwrap(),
             ready: Mutex::new(Ok(())),
+            unwell: Mutex::default(),
             answers: Mutex::default(),
             calls: Mutex::default(),
             subscriptions: Mutex::default(),
@@ -300,6 +303,7 @@ impl Backend for Fake {
             waiting_for: None,
             members: Vec::new(),
             partitions: Vec::new(),
+            checks: Vec::new(),
         };
         let (held, hangs) = (Arc::clone(&self.held), self.status_hangs.load(Ordering::Relaxed));
         Box::pin(async move {
@@ -309,6 +313,12 @@ impl Backend for Fake {
             }
             status
         })
+    }
+    fn not_started(&self) -> Vec<String> {
+        self.unwell.lock().unwrap().0.clone()
+    }
+    fn not_live(&self) -> Vec<String> {
+        self.unwell.lock().unwrap().1.clone()
     }
     fn reminders(&self, query: ReminderQuery) -> BoxFuture<'static, Result<ReminderPage, Fault>> {
         let page = ReminderPage {
@@ -874,15 +884,49 @@ async fn readiness_follows_the_backend_and_flips_when_draining() {
     let s = start().await;
     assert_eq!(s.get("/livez").await.status(), StatusCode::OK);
     let body: Value = s.get("/readyz").await.json().await.unwrap();
-    assert_eq!(body, json!({"status": "ready", "node": "n1"}));
+    assert_eq!(body, json!({"status": "ready", "ready": true, "reasons": [], "node": "n1"}));
     *s.fake.ready.lock().unwrap() = Err("waiting for 1 more node (2 of 3 found)".into());
     let body = refused(s.get("/readyz").await, 503, "not_ready").await;
     assert!(body["message"].as_str().unwrap().contains("2 of 3 found"), "{body}");
+    assert_eq!(
+        (&body["ready"], &body["reasons"]),
+        (&json!(false), &json!(["waiting for 1 more node (2 of 3 found)"]))
+    );
     *s.fake.ready.lock().unwrap() = Ok(());
     s.gateway.drain();
     refused(s.get("/readyz").await, 503, "stopping").await;
     assert_eq!(s.get("/livez").await.status(), StatusCode::OK);
     assert_eq!(s.post("/v1/Cart/a/add", "{}").await.status(), StatusCode::OK, "calls are still served");
+}
+
+#[tokio::test]
+async fn each_probe_says_no_for_its_own_reasons() {
+    let s = start().await;
+    let fine = async |path: &str, asked: &str| {
+        let answer = s.get(path).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!((&body[asked], &body["reasons"]), (&json!(true), &json!([])), "{path}");
+    };
+    let probes = [("/startupz", "started"), ("/livez", "live"), ("/readyz", "ready")];
+    for (path, asked) in probes {
+        fine(path, asked).await;
+    }
+    let why = vec!["it has no cluster".to_owned(), "its data is not open".to_owned()];
+    s.fake.unwell.lock().unwrap().0 = why.clone();
+    let body = refused(s.get("/startupz").await, 503, "not_started").await;
+    assert_eq!((&body["started"], &body["reasons"]), (&json!(false), &json!(why)));
+    fine("/livez", "live").await;
+    fine("/readyz", "ready").await;
+    *s.fake.unwell.lock().unwrap() = (Vec::new(), vec!["the replica thread stands still".into()]);
+    let body = refused(s.get("/livez").await, 503, "not_live").await;
+    assert_eq!(
+        (&body["live"], &body["reasons"]),
+        (&json!(false), &json!(["the replica thread stands still"]))
+    );
+    assert!(body["message"].as_str().unwrap().contains("not live: the replica thread"), "{body}");
+    fine("/startupz", "started").await;
+    fine("/readyz", "ready").await;
 }
 
 #[tokio::test]
@@ -1192,7 +1236,8 @@ async fn with_a_policy_the_cluster_is_told_of_at_the_admin_port_only() {
         refused(s.get_as(&key, path).await, 404, "no_route").await;
     }
     assert_eq!(s.get("/shop/").await.status(), StatusCode::OK, "pages are for everybody");
-    assert_eq!(s.get("/readyz").await.text().await.unwrap(), "{\"status\":\"ready\"}");
+    let body: Value = s.get("/readyz").await.json().await.unwrap();
+    assert_eq!(body, json!({"status": "ready", "ready": true, "reasons": []}));
     *s.fake.ready.lock().unwrap() = Err("partition 3 has no leader".into());
     let told = refused(s.get("/readyz").await, 503, "not_ready").await;
     assert!(!told.to_string().contains("partition 3"), "{told}");
@@ -1201,7 +1246,7 @@ async fn with_a_policy_the_cluster_is_told_of_at_the_admin_port_only() {
     let get = |path: &str| s.http.get(format!("{admin}{path}")).send();
     let told = refused(get("/readyz").await.unwrap(), 503, "not_ready").await;
     assert!(told.to_string().contains("partition 3"), "{told}");
-    for path in ["/livez", "/metrics", "/v1/status", "/v1/kinds"] {
+    for path in ["/startupz", "/livez", "/metrics", "/v1/status", "/v1/kinds"] {
         assert_eq!(get(path).await.unwrap().status(), StatusCode::OK, "{path}");
     }
     // This backend belongs to no cluster; a real one is in the tests of the binary.

@@ -625,7 +625,7 @@ async fn forbidden_calls(world: &World) {
     let ready = world.told(&request("GET /readyz", &[], "")).await;
     assert_eq!(
         (ready.status, ready.body.as_str()),
-        (200, "{\"status\":\"ready\"}"),
+        (200, "{\"ready\":true,\"reasons\":[],\"status\":\"ready\"}"),
         "without names of nodes"
     );
     world.told(&request("GET /livez", &[], "")).await.is("alive", 200, "");

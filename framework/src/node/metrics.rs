@@ -156,6 +156,16 @@ impl Collector for NodeCollector {
                 running.encode(family.encode_family(&[("kind", pool.kind)])?)?;
             }
         }
+        let checks = inner.health.checks();
+        if !checks.is_empty() {
+            let help = "1 while a check of the application is well, by its name";
+            let mut family =
+                encoder.encode_descriptor("perennial_check_up", help, None, MetricType::Gauge)?;
+            for check in checks {
+                let up = ConstGauge::new(i64::from(check.up));
+                up.encode(family.encode_family(&[("check", check.name.as_str())])?)?;
+            }
+        }
         let gauges = [
             ("perennial_dead_letters", "Dead letters kept by partitions led here", inner.hosts.dead()),
             ("perennial_partitions_led", "Partitions led here", inner.hosts.len() as u64),

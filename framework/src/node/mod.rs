@@ -10,6 +10,7 @@ mod discovery;
 mod formation;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+pub(crate) mod health;
 mod hosting;
 mod identity;
 mod metrics;
@@ -39,6 +40,7 @@ use tokio_util::task::TaskTracker;
 
 use self::discovery::Discovery;
 use self::formation::{Formation, Plan};
+use self::health::Health;
 use self::identity::{Folder, Identity};
 use self::moved::Moved;
 use self::system::{SystemLeader, SystemMachine};
@@ -161,6 +163,19 @@ pub trait Backend: Caller {
     /// # Errors
     /// What it is waiting for.
     fn ready(&self) -> Result<(), String>;
+    /// Everything for which calls cannot be served from here.
+    fn not_ready(&self) -> Vec<String> {
+        self.ready().err().into_iter().collect()
+    }
+    /// What is left to be done at a start, before the node can be ready for the first time: finding its cluster,
+    /// opening its data.
+    fn not_started(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// Why the process should be started anew. What others can cause is no such reason.
+    fn not_live(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Messages and reminders that could not be applied; `None` while there is no cluster.
     fn dead_letters(&self) -> Option<DeadLetters> {
         None
@@ -197,6 +212,7 @@ struct Inner {
     current: watch::Sender<Option<ClusterState>>,
     names: RwLock<BTreeMap<MemberId, NodeId>>,
     moved: Moved,
+    health: Health,
     lifecycle: mpsc::UnboundedSender<hosting::Lifecycle>,
     counters: Arc<HostCounters>,
     registry: Arc<Mutex<Registry>>,
@@ -246,6 +262,7 @@ impl Unstarted {
         let (node, folder) = (spec.node.clone(), Arc::new(folder));
         let formation = Formation::new(spec, folder.clone(), identity, current.subscribe(), admit);
         let inner = Arc::new(Inner {
+            health: Health::new(&app),
             app,
             node,
             address,
@@ -291,6 +308,7 @@ impl Unstarted {
         let workers = Workers::new(inner.node.clone(), inner.app.kinds(), inner.clock.clone());
         inner.router.set_workers(workers);
         metrics::register(&inner);
+        health::start(&inner);
         inner.spawn(hosting::run(inner.clone(), lifecycles));
         inner.spawn(service::admit(inner.clone(), admissions));
         inner.spawn(service::follow_state(inner.clone()));
@@ -705,6 +723,15 @@ impl Backend for Node {
     }
     fn ready(&self) -> Result<(), String> {
         status::ready(&self.inner)
+    }
+    fn not_ready(&self) -> Vec<String> {
+        status::not_ready(&self.inner)
+    }
+    fn not_started(&self) -> Vec<String> {
+        health::not_started(&self.inner)
+    }
+    fn not_live(&self) -> Vec<String> {
+        health::not_live(&self.inner)
     }
     fn dead_letters(&self) -> Option<DeadLetters> {
         let partitions = self.inner.router.routes().as_ref()?.state().meta.partitions;

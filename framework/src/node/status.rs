@@ -14,36 +14,80 @@ use crate::status::{ClusterStatus, MemberStatus, PartitionStatus, ReplicaStatus}
 /// How long the other leaders have to tell about their partitions.
 const LED_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Whether calls can be served from here; else what is missing.
-pub(super) fn ready(inner: &Inner) -> Result<(), String> {
+/// Partitions that are named one by one where they have no leader; more are counted.
+const UNLED_NAMED_MAX: usize = 8;
+
+/// Whether the node is in a cluster and its data is open; else what is missing.
+pub(super) fn joined(inner: &Inner) -> Result<(), String> {
     if let Some(why) = inner.failed.borrow().as_ref() {
         return Err(format!("stopped: {why}"));
     }
     if inner.stopping.is_cancelled() {
         return Err("stopping".into());
     }
-    let routes = inner.router.routes();
-    let (Some(routes), Some(me)) = (routes.as_ref(), inner.router.me()) else {
+    if inner.router.routes().is_none() || inner.router.me().is_none() {
         return Err(inner.formation.waiting.borrow().clone());
-    };
-    if inner.replica().is_none() {
-        return Err("opening the data".into());
     }
+    inner.replica().map(|_| ()).ok_or_else(|| "opening the data".into())
+}
+
+/// What this node holds and has no leader that is known here; with it, members that are not reached.
+struct Unled {
+    partitions: Vec<PartitionId>,
+    all: u32,
+    down: Vec<NodeId>,
+}
+
+fn unled(inner: &Inner) -> Option<Unled> {
+    let routes = inner.router.routes();
+    let (routes, me) = (routes.as_ref()?, inner.router.me()?);
     let state = routes.state();
     let mine = |p: &PartitionId| state.table.replicas_of(*p).contains(&me);
-    let unled = state.meta.partitions.iter().filter(mine).filter(|p| routes.hint(*p).is_none()).count();
-    if unled > 0 {
-        let is_down =
-            |node: &NodeId| *node != inner.node && inner.transport.get().is_some_and(|t| !t.is_up(node));
-        let down: Vec<_> =
-            state.members.iter().map(|m| &m.node).filter(|n| is_down(n)).map(ToString::to_string).collect();
+    let partitions: Vec<_> =
+        state.meta.partitions.iter().filter(mine).filter(|p| routes.hint(*p).is_none()).collect();
+    if partitions.is_empty() {
+        return None;
+    }
+    let is_down =
+        |node: &NodeId| *node != inner.node && inner.transport.get().is_some_and(|t| !t.is_up(node));
+    let down = state.members.iter().map(|m| &m.node).filter(|n| is_down(n)).cloned().collect();
+    Some(Unled { partitions, all: state.meta.partitions.get(), down })
+}
+
+/// Whether calls can be served from here; else what is missing.
+pub(super) fn ready(inner: &Inner) -> Result<(), String> {
+    joined(inner)?;
+    if let Some(Unled { partitions, all, down }) = unled(inner) {
+        let down: Vec<_> = down.iter().map(ToString::to_string).collect();
         let why = match down.as_slice() {
             [] => String::new(),
             down => format!("; not reached: {}", down.join(", ")),
         };
-        return Err(format!("{unled} of {} partitions have no leader yet{why}", state.meta.partitions.get()));
+        return Err(format!("{} of {all} partitions have no leader yet{why}", partitions.len()));
     }
-    Ok(())
+    match inner.health.failing().as_slice() {
+        [] => Ok(()),
+        failing => Err(failing.join("; ")),
+    }
+}
+
+/// Everything for which calls cannot be served from here, one by one.
+pub(super) fn not_ready(inner: &Inner) -> Vec<String> {
+    if let Err(why) = joined(inner) {
+        return vec![why];
+    }
+    let mut reasons = Vec::new();
+    if let Some(Unled { partitions, down, .. }) = unled(inner) {
+        let named = partitions.iter().take(UNLED_NAMED_MAX);
+        reasons.extend(named.map(|partition| format!("partition {partition} has no leader known here")));
+        if partitions.len() > UNLED_NAMED_MAX {
+            let more = partitions.len() - UNLED_NAMED_MAX;
+            reasons.push(format!("{more} more partitions have no leader known here"));
+        }
+        reasons.extend(down.iter().map(|node| format!("node {node} is not reached")));
+    }
+    reasons.extend(inner.health.failing());
+    reasons
 }
 
 /// The partitions led here.
@@ -94,6 +138,7 @@ pub(super) async fn cluster(inner: &Arc<Inner>) -> ClusterStatus {
         waiting_for: ready(inner).err(),
         members: Vec::new(),
         partitions: Vec::new(),
+        checks: inner.health.checks(),
     };
     let Some(state) = state else { return status };
     let is_up = |node: &NodeId| *node == inner.node || inner.transport.get().is_some_and(|t| t.is_up(node));

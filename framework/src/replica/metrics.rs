@@ -38,6 +38,8 @@ pub struct ReplicaMetrics {
     pub proposals_refused: AtomicU64,
     /// Checkpoints completed.
     pub checkpoints: AtomicU64,
+    /// Loops of the thread, idle ones too: its pulse.
+    pub beats: AtomicU64,
     /// Loops of the thread that had something to do.
     pub loops: AtomicU64,
 }

@@ -201,6 +201,7 @@ fn spawn_send_helper(
 mod tests {
     use std::time::Duration;
 
+    use super::super::config::GroupConfig;
     use super::super::handle::{BulkRefused, GroupEvent};
     use super::super::rows::MemoryRows;
     use super::super::rows::tests::WatchedRows;
@@ -267,6 +268,44 @@ mod tests {
         fn failed(&self, fault: ReplicaFault) {
             panic!("told of {fault}");
         }
+    }
+
+    #[test]
+    fn an_idle_thread_has_a_pulse_and_one_that_stands_still_has_none() {
+        let (enter, entered) = std::sync::mpsc::channel();
+        let (leave, left) = std::sync::mpsc::channel::<()>();
+        let machines: MachineFactory = Box::new(move |_| {
+            enter.send(()).unwrap();
+            let _ = left.recv();
+            panic!("on purpose");
+        });
+        let config = ReplicaConfig::new(MemberId(1), 1, None);
+        let replica = Replica::spawn(config, machines, Arc::new(Nobody), Arc::new(Unmoved)).unwrap();
+        let beats = || replica.metrics().beats.load(Ordering::Relaxed);
+        let seen = beats();
+        let give_up = std::time::Instant::now() + LONG;
+        while beats() < seen + 3 {
+            assert!(std::time::Instant::now() < give_up, "nothing is to be done, but time passes");
+            std::thread::yield_now();
+        }
+        let group = GroupConfig { group: GroupId::SYSTEM, voters: vec![MemberId(1)], preferred: vec![] };
+        let opening = replica.open_groups(vec![group]);
+        let mut opening = std::pin::pin!(opening);
+        assert!(opening.as_mut().now_or_never().is_none());
+        entered.recv().unwrap();
+        let still = beats();
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(beats(), still, "the thread is held");
+        drop(leave);
+        replica.shared.thread.lock().unwrap().take().unwrap().join().unwrap();
+    }
+
+    /// Is told of the end and does nothing.
+    struct Unmoved;
+
+    impl GroupSink for Unmoved {
+        fn event(&self, _: GroupId, _: GroupEvent) {}
+        fn failed(&self, _: ReplicaFault) {}
     }
 
     #[test]

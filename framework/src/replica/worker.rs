@@ -296,6 +296,7 @@ impl Worker {
 
     /// At most one tick a loop: after a pause the queue is read before any time-out fires.
     fn pass_time(&mut self) {
+        ReplicaMetrics::add(&self.metrics.beats, 1);
         let now = now();
         if now >= self.next_tick {
             self.driver.tick();

@@ -67,6 +67,13 @@ fn text(status: &ClusterStatus, partitions: bool) -> String {
     if let Some(waits) = &status.waiting_for {
         text += &format!("\n{}", paint(waits, AnsiColor::Yellow));
     }
+    for check in &status.checks {
+        text += "\n";
+        text += &match &check.why {
+            None => format!("check {} is well", check.name),
+            Some(why) => paint(&format!("check {} fails: {why}", check.name), AnsiColor::Red),
+        };
+    }
     let mut members =
         table(&["node", "up", "address", "http", "zone", "#leads", "#replicas", "#starts", "build"]);
     for member in &status.members {
@@ -137,7 +144,7 @@ fn replicas(partition: &PartitionStatus) -> String {
 #[cfg(test)]
 mod tests {
     use perennial::core::id::{MemberId, NodeId, PartitionId};
-    use perennial::status::{MemberStatus, ReplicaStatus};
+    use perennial::status::{CheckStatus, MemberStatus, ReplicaStatus};
 
     use super::*;
 
@@ -175,6 +182,10 @@ mod tests {
             waiting_for: Some("waiting for 1 more node".into()),
             members: vec![MemberStatus { build: "00000000000000b2".into(), ..member.clone() }, member],
             partitions: vec![partition, leaderless],
+            checks: vec![
+                CheckStatus { name: "mail".into(), up: true, why: None },
+                CheckStatus { name: "bank".into(), up: false, why: Some("no route".into()) },
+            ],
         };
         let text = anstream::adapter::strip_str(&text(&status, true)).to_string();
         for part in [
@@ -188,6 +199,8 @@ mod tests {
             "4 actors are parked",
             "builds differ",
             "none",
+            "check mail is well",
+            "check bank fails: no route",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }

@@ -69,6 +69,9 @@ pub(super) enum Problem {
     YourShare { what: &'static str, limit: usize },
     #[error("this node is not ready: {0}")]
     NotReady(String),
+    /// A probe's answer: what it asked for, the code, and why not.
+    #[error("this node is not {probe}: {why}")]
+    Unwell { probe: &'static str, code: &'static str, why: String, reasons: Vec<String> },
     #[error("this node is stopping; try again at another node, with the same idempotency key if it writes")]
     Stopping { applied: Applied },
     #[error("the cluster's status did not arrive in time")]
@@ -99,7 +102,9 @@ impl Problem {
             Self::NoRoute | Self::NoFile { .. } | Self::NoReminder { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Busy { .. } | Self::YourShare { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::NotReady(_) | Self::Stopping { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady(_) | Self::Unwell { .. } | Self::Stopping { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::StatusSlow => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -130,6 +135,7 @@ impl Problem {
             Self::Busy { .. } => "busy",
             Self::YourShare { .. } => "your_share",
             Self::NotReady(_) => "not_ready",
+            Self::Unwell { code, .. } => code,
             Self::Stopping { .. } => "stopping",
             Self::StatusSlow => "status_slow",
             Self::Internal => "internal",
@@ -151,6 +157,7 @@ impl Problem {
             Self::Busy { .. }
             | Self::YourShare { .. }
             | Self::NotReady(_)
+            | Self::Unwell { .. }
             | Self::Stopping { .. }
             | Self::StatusSlow
             | Self::BodySlow { .. } => true,
@@ -180,6 +187,11 @@ impl Problem {
             json.push_str(",\"error\":");
             json.push_str(&String::from_utf8_lossy(error));
             json.push('}');
+        }
+        if let Self::Unwell { probe, reasons, .. } = self {
+            json.pop();
+            let reasons = serde_json::to_string(reasons).expect("strings are JSON");
+            json.push_str(&format!(",\"{probe}\":false,\"reasons\":{reasons}}}"));
         }
         json
     }

@@ -158,6 +158,7 @@ fn route_label(path: Option<&str>, method: &Method) -> &'static str {
         Some(EVENTS) => "events",
         Some("/v1/status") => "status",
         Some("/v1/kinds") => "kinds",
+        Some("/startupz") => "startupz",
         Some("/livez") => "livez",
         Some("/readyz") => "readyz",
         Some("/metrics") => "metrics",

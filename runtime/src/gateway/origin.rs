@@ -59,7 +59,7 @@ pub(super) async fn known_host(
 ) -> Result<Response, Problem> {
     let asked = single(request.headers(), &HOST, "Host")?.map(HeaderValue::as_bytes).unwrap_or_default();
     let asked = String::from_utf8_lossy(asked);
-    let health = matches!(request.uri().path(), "/livez" | "/readyz");
+    let health = matches!(request.uri().path(), "/startupz" | "/livez" | "/readyz");
     if health || asked.is_empty() || is_known(&gate.config.origins_allowed, &asked) {
         return Ok(next.run(request).await);
     }

@@ -28,7 +28,7 @@ use super::routes::path_values;
 use super::{Gate, GatewayError, pieces};
 
 /// First path segments that belong to the gateway.
-const RESERVED: [&str; 4] = ["v1", "livez", "readyz", "metrics"];
+const RESERVED: [&str; 5] = ["v1", "startupz", "livez", "readyz", "metrics"];
 
 /// Adds the application's pages, each below its mount point.
 pub(super) fn mount(
@@ -44,7 +44,7 @@ pub(super) fn mount(
             return Err(refused("name it with A-Z a-z 0-9 . _ -"));
         }
         if mount.split('/').next().is_some_and(|first| RESERVED.contains(&first)) {
-            return Err(refused("v1, livez, readyz and metrics belong to the gateway"));
+            return Err(refused("v1, startupz, livez, readyz and metrics belong to the gateway"));
         }
         if !mounted.insert(mount) {
             return Err(refused("another page is mounted there"));

@@ -64,7 +64,7 @@ const REMINDER: &str = "/v1/reminders/{kind}/{key}/{name}";
 /// Reminders told of unless more or fewer are asked for.
 const REMINDERS_DEFAULT: u32 = 100;
 /// The routes, as a caller who took a wrong one is told.
-pub(super) const ROUTES: [&str; 13] = [
+pub(super) const ROUTES: [&str; 14] = [
     "POST /v1/{kind}/{key}/{handler}",
     "GET /v1/{kind}/{key}/{handler}",
     "GET /v1/{kind}/{key}/events",
@@ -75,6 +75,7 @@ pub(super) const ROUTES: [&str; 13] = [
     "GET /v1/reminders",
     "DELETE /v1/reminders/{kind}/{key}/{name} (at the admin port)",
     "GET /metrics",
+    "GET /startupz",
     "GET /livez",
     "GET /readyz",
     "GET /",
@@ -88,8 +89,7 @@ const BODY_DISCARD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// All routes with their layers. With a policy, what tells of the cluster is at the admin port only.
 pub(super) fn router(gate: &Arc<Gate>, address: SocketAddr) -> Result<Router, GatewayError> {
     let mut router = Router::new()
-        .route("/livez", get(live))
-        .route("/readyz", get(ready))
+        .merge(probes(gate.config.policy.is_none()))
         .route(EVENTS, get(sse::events))
         .route(CALL, post(write).get(read));
     if gate.config.policy.is_none() {
@@ -110,8 +110,7 @@ pub(super) fn router(gate: &Arc<Gate>, address: SocketAddr) -> Result<Router, Ga
 /// something: a browser asks before a DELETE, and is told no.
 pub(super) fn admin_router(gate: &Arc<Gate>, admin: &AdminConfig) -> Router {
     let router = Router::new()
-        .route("/livez", get(live))
-        .route("/readyz", get(ready_or_why))
+        .merge(probes(true))
         .route(REMINDER, delete(cancel_reminder))
         .merge(telling())
         .fallback(async || Problem::NoRoute)
@@ -386,34 +385,67 @@ async fn collect(
     if seen > limit { Err(Problem::BodyTooLarge { limit }) } else { Ok((kept.freeze(), share)) }
 }
 
-/// `GET /livez`: the process runs.
-async fn live() -> Json<Value> {
-    Json(json!({ "status": "alive" }))
+/// What supervisors of processes and load balancers ask. Only where it is `told` they hear why not.
+fn probes(told: bool) -> Router<Arc<Gate>> {
+    let answer = move |probe: fn(&Gate) -> Probe| {
+        get(async move |State(gate): State<Arc<Gate>>| probe(&gate).answer(&gate, told))
+    };
+    Router::new()
+        .route("/startupz", answer(started))
+        .route("/livez", answer(live))
+        .route("/readyz", answer(ready))
+}
+
+/// A question about the node's health, and for what reasons the answer is no.
+struct Probe {
+    asked: &'static str,
+    /// How a yes is worded.
+    fine: &'static str,
+    /// Code of a no.
+    code: &'static str,
+    reasons: Vec<String>,
+    /// All of them in short, if there is such a thing.
+    short: Option<String>,
+}
+
+impl Probe {
+    fn answer(self, gate: &Gate, told: bool) -> Result<Json<Value>, Problem> {
+        let Self { asked, fine, code, reasons, short } = self;
+        if reasons.is_empty() {
+            let mut answer = json!({ "status": fine, asked: true, "reasons": [] });
+            if told {
+                answer["node"] = json!(gate.backend.node());
+            }
+            return Ok(Json(answer));
+        }
+        let (reasons, short) = match told {
+            true => (reasons, short),
+            false => (vec!["its admin port says what it waits for".to_owned()], None),
+        };
+        let why = short.unwrap_or_else(|| reasons.join("; "));
+        Err(Problem::Unwell { probe: asked, code, why, reasons })
+    }
+}
+
+/// `GET /startupz`: the node has found its cluster and opened its data.
+fn started(gate: &Gate) -> Probe {
+    let reasons = gate.backend.not_started();
+    Probe { asked: "started", fine: "started", code: "not_started", reasons, short: None }
+}
+
+/// `GET /livez`: starting the process anew would change nothing.
+fn live(gate: &Gate) -> Probe {
+    let reasons = gate.backend.not_live();
+    Probe { asked: "live", fine: "alive", code: "not_live", reasons, short: None }
 }
 
 /// `GET /readyz`: calls can be served from here.
-async fn ready(State(gate): State<Arc<Gate>>) -> Result<Json<Value>, Problem> {
-    let told = gate.config.policy.is_none();
-    match readiness(&gate) {
-        Err(Problem::NotReady(_)) if !told => {
-            Err(Problem::NotReady("its admin port says what it waits for".to_owned()))
-        }
-        Ok(_) if !told => Ok(Json(json!({ "status": "ready" }))),
-        ready => ready,
-    }
-}
-
-/// `GET /readyz` of the admin port.
-async fn ready_or_why(State(gate): State<Arc<Gate>>) -> Result<Json<Value>, Problem> {
-    readiness(&gate)
-}
-
-fn readiness(gate: &Gate) -> Result<Json<Value>, Problem> {
-    if gate.stages.draining.is_cancelled() {
-        return Err(Problem::Stopping { applied: Applied::No });
-    }
-    gate.backend.ready().map_err(Problem::NotReady)?;
-    Ok(Json(json!({ "status": "ready", "node": gate.backend.node() })))
+fn ready(gate: &Gate) -> Probe {
+    let (code, reasons, short) = match gate.stages.draining.is_cancelled() {
+        true => ("stopping", vec!["it is stopping".to_owned()], None),
+        false => ("not_ready", gate.backend.not_ready(), gate.backend.ready().err()),
+    };
+    Probe { asked: "ready", fine: "ready", code, reasons, short }
 }
 
 /// `GET /v1/status`: the cluster as this node sees it.

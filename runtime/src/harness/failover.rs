@@ -172,6 +172,7 @@ mod tests {
                 activations: 0,
                 parked: 0,
             }],
+            checks: Vec::new(),
         }
     }
 
