@@ -369,4 +369,34 @@ mod tests {
         assert!(path.exists());
         assert_eq!(files.ends(), ends);
     }
+    #[cfg(unix)]
+    #[test]
+    fn after_a_failed_flush_nothing_is_written_flushed_or_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = LogFiles::open(DefaultFileSystem, dir.path()).unwrap();
+        let path = |number| dir.path().join(LogFile { queue: Queue::Append, number }.name());
+        let sound = Arc::new(files.create(path(1)).unwrap());
+        let mut writer = files.new_writer(sound.clone()).unwrap();
+        writer.write_all(&[1; 100]).unwrap();
+        sound.sync().unwrap();
+        let flushed = files.ends();
+        assert_eq!(flushed.values().collect::<Vec<_>>(), [&100]);
+        writer.write_all(&[2; 100]).unwrap();
+
+        // A device that cannot be flushed.
+        std::os::unix::fs::symlink("/dev/null", path(2)).unwrap();
+        files.create(path(2)).unwrap().sync().unwrap();
+        assert!(files.failure().is_some(), "it is kept for whoever wrote");
+        sound.sync().unwrap();
+        assert_eq!(
+            files.ends(),
+            flushed,
+            "what came before the failure does not become durable by a later flush"
+        );
+        assert!(writer.write_all(&[3; 100]).is_err());
+        assert!(writer.truncate(0).is_err());
+        assert!(files.delete(path(1)).is_err());
+        assert_eq!(std::fs::read(path(1)).unwrap().len(), 200);
+        assert_eq!(files.ends(), flushed);
+    }
 }

@@ -385,3 +385,20 @@ fn contents_are_whole(path: &Path) -> io::Result<bool> {
     file.read_exact(&mut contents)?;
     Ok(wide_hash(&contents) == hash)
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journal_that_cannot_be_opened_is_not_left_out_of_the_notes() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::open(dir.path()).unwrap();
+        let journal = |name: &str, at: &str| std::os::unix::fs::symlink(at, dir.path().join(name)).unwrap();
+        journal("1.jnl", "nowhere");
+        assert_eq!(notes.read(dir.path()).unwrap(), BTreeMap::new(), "fjall has removed it");
+        // It leads to itself.
+        journal("2.jnl", "2.jnl");
+        assert!(notes.read(dir.path()).is_err());
+    }
+}

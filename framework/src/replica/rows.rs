@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use fjall::config::PartitioningPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use perennial_core::id::{GroupId, LogIndex, Term};
 use perennial_core::replication::RowOp;
@@ -330,7 +331,14 @@ impl FjallRows {
                 .worker_threads(1)
                 .manual_journal_persist(true)
                 .open()?;
-            let options = || KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes);
+            // In parts: the filter of a whole table has no place in the cache, and each read of a row would take
+            // all of it from the disk.
+            let options = || {
+                KeyspaceCreateOptions::default()
+                    .max_memtable_size(memtable_bytes)
+                    .filter_block_partitioning_policy(PartitioningPolicy::all(true))
+                    .index_block_partitioning_policy(PartitioningPolicy::all(true))
+            };
             let rows = db.keyspace(KEYSPACE, options)?;
             Ok((db, rows))
         };
@@ -689,6 +697,39 @@ pub(super) mod tests {
     fn fjall_rows_keep_the_contract() {
         let dir = tempfile::tempdir().unwrap();
         contract(&FjallRows::open(dir.path(), 1 << 20, 1 << 20).unwrap());
+    }
+
+    /// Bytes that this thread has read from files so far; `None` where the kernel does not count them.
+    #[cfg(target_os = "linux")]
+    fn bytes_read() -> Option<u64> {
+        let io = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+        io.lines().find_map(|line| line.strip_prefix("rchar: "))?.parse().ok()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_row_of_a_large_table_is_read_without_reading_all_of_its_filter() {
+        const ROWS: u32 = 200_000;
+        const READS: u32 = 200;
+        let dir = tempfile::tempdir().unwrap();
+        let store = FjallRows::open(dir.path(), 1 << 20, 64 << 20).unwrap();
+        let g = GroupId::SYSTEM;
+        let key = |n: u32| format!("row {n}");
+        store.write(vec![(g, (0..ROWS).map(|n| put(&key(n), "value")).collect())]).unwrap();
+        {
+            let opened = store.opened.read().unwrap();
+            let rows = &opened.as_ref().unwrap().rows;
+            rows.rotate_memtable_and_wait().unwrap();
+            rows.major_compact().unwrap();
+        }
+        let Some(before) = bytes_read() else { return };
+        for n in 0..READS {
+            let n = n * (ROWS / READS);
+            assert_eq!(store.get(g, key(n).as_bytes()).unwrap(), Some(b"value".to_vec()));
+        }
+        let each = (bytes_read().unwrap() - before) / u64::from(READS);
+        // One block each of index, filter and rows; the filter as a whole has 10 bits of every row.
+        assert!(each < 32 * 1024, "{each} bytes are read for a row");
     }
 
     #[cfg(unix)]

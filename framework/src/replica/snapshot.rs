@@ -408,6 +408,7 @@ pub(super) mod tests {
     use super::*;
     use futures_util::FutureExt;
     use perennial_core::replication::{MessageKind, SnapshotMeta};
+    use std::io::ErrorKind;
     use std::sync::Mutex;
 
     #[derive(Default)]
@@ -448,6 +449,20 @@ pub(super) mod tests {
 
     fn chunks(store: &MemoryRows) -> Vec<Bytes> {
         chunks_of(GroupId::SYSTEM, store)
+    }
+
+    #[test]
+    fn a_staged_row_that_says_it_is_longer_than_any_is_not_read() {
+        let read = |key: &[u8], key_bytes: usize, value_bytes: usize| {
+            let lengths = [key_bytes, value_bytes].map(|bytes| u32::try_from(bytes).unwrap().to_le_bytes());
+            let bytes = [lengths.concat(), key.to_vec(), vec![7; 10]].concat();
+            read_row(&mut bytes.as_slice()).map_err(|error| error.kind())
+        };
+        assert_eq!(read(b"key", 3, 10), Ok(Some((b"key".to_vec(), vec![7; 10]))));
+        let (damaged, torn) = (Err(ErrorKind::InvalidData), Err(ErrorKind::UnexpectedEof));
+        assert_eq!(read(b"key", FRAME_BYTES_MAX + 1, 10), damaged);
+        assert_eq!(read(b"key", 3, u32::MAX as usize), damaged);
+        assert_eq!(read(b"key", 3, FRAME_BYTES_MAX), torn);
     }
 
     /// The chunks of a snapshot; the rows are those of the system partition.

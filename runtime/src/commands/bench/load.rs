@@ -24,6 +24,8 @@ const SHARES: usize = 16;
 const LATENCY_MICROS_MAX: u64 = 120_000_000;
 /// Pause of a client after a fault: a cluster that refuses at once is not asked in a tight loop.
 const REFUSED_PAUSE: Duration = Duration::from_millis(20);
+/// Longest stretch of time that calls held up are made up for, faster than their pace.
+const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// A call to make again and again.
 pub(super) struct Call {
@@ -167,14 +169,41 @@ impl Running {
     }
 }
 
-/// Calls each of `actors` counters once.
-pub(super) async fn touch(clients: &[Client], in_flight: u32, actors: u32) -> Figures {
+/// Calls that begin no faster than so many a second.
+struct Pace {
+    apart: Duration,
+    /// When the next one may begin.
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    fn new(per_second: u64) -> Self {
+        Self { apart: Duration::from_secs(1) / per_second as u32, next: Mutex::new(Instant::now()) }
+    }
+
+    /// When a call that is ready at `now` may begin.
+    fn take(&self, now: Instant) -> Instant {
+        let mut next = lock(&self.next);
+        let begins = now.checked_sub(CATCH_UP).map_or(*next, |earliest| earliest.max(*next));
+        *next = begins + self.apart;
+        begins
+    }
+}
+
+/// Calls each of `actors` counters once, no more than so many a second if there is a pace.
+pub(super) async fn touch(
+    clients: &[Client],
+    in_flight: u32,
+    actors: u32,
+    per_second: Option<u64>,
+) -> Figures {
     let book = Book::new(true);
+    let pace = Arc::new(per_second.map(Pace::new));
     let next = Arc::new(AtomicU32::new(0));
     let started = Instant::now();
     let mut tasks = JoinSet::new();
     for number in 0..in_flight as usize {
-        let (book, next) = (Arc::clone(&book), Arc::clone(&next));
+        let (book, next, pace) = (Arc::clone(&book), Arc::clone(&next), Arc::clone(&pace));
         let client = clients[number % clients.len()].clone();
         tasks.spawn(async move {
             let add = Prepared::add(1);
@@ -183,10 +212,30 @@ pub(super) async fn touch(clients: &[Client], in_flight: u32, actors: u32) -> Fi
                 if actor >= actors {
                     return;
                 }
+                if let Some(pace) = &*pace {
+                    tokio::time::sleep_until(pace.take(Instant::now()).into()).await;
+                }
                 book.call(number, &client, &add, &counter(&format!("resident-{actor}"))).await;
             }
         });
     }
     while tasks.join_next().await.is_some() {}
     book.figures(started.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_keep_their_pace_and_make_up_for_a_second() {
+        let (pace, start) = (Pace::new(1000), Instant::now());
+        let first = pace.take(start);
+        for n in 1..=100 {
+            assert_eq!(pace.take(start), first + Duration::from_millis(n));
+        }
+        let held_up = start + Duration::from_secs(60);
+        let begin_by_then = (0..5000).filter(|_| pace.take(held_up) <= held_up).count();
+        assert_eq!(begin_by_then, 1001);
+    }
 }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use perennial::Client;
+use perennial::limits::NEW_ACTORS_PER_SECOND_MAX;
 use serde::Serialize;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -76,6 +77,8 @@ struct Failovers {
 #[derive(Debug, Serialize)]
 struct Resident {
     actors: u32,
+    /// How many of them answered the first time.
+    touched: u64,
     activations: u64,
     /// Calls per second when all of them were touched again, if not all were in memory by then: as many
     /// activations, as the one that is touched next was used longest ago.
@@ -97,7 +100,8 @@ pub(crate) async fn run(launch: &Launch, args: BenchArgs) -> Result<Exit, Comman
     let broken = report.failover.as_ref().is_some_and(|f| f.unanswered > 0 || !f.report.kept());
     let failed = report.calls.as_ref().is_some_and(|calls| calls.calls == 0)
         || report.timers.as_ref().is_some_and(|timers| timers.fired != timers.timers);
-    let missing = report.messages.as_ref().is_some_and(|sends| sends.applied < sends.sent);
+    let missing = report.messages.as_ref().is_some_and(|sends| sends.applied < sends.sent)
+        || report.resident.as_ref().is_some_and(|resident| resident.touched < u64::from(resident.actors));
     Ok(if broken || failed || missing { Exit::Failed } else { Exit::Ok })
 }
 
@@ -267,7 +271,9 @@ async fn resident(
 ) -> Result<Report, CommandError> {
     let mut sampler = Sampler::new(&subject.file).await;
     progress.state(&format!("touching {actors} counters"));
-    let figures = load::touch(&subject.clients, args.clients, actors).await;
+    // Each counter is a new actor, of which a node takes so many a second, and it may lead all partitions.
+    let pace = Some(NEW_ACTORS_PER_SECOND_MAX);
+    let figures = load::touch(&subject.clients, args.clients, actors, pace).await;
     let cost = sampler.since_start().await;
     let (mut activations, mut activations_per_s) = (0, None);
     for _ in 0..TOUCH_ROUNDS_MAX {
@@ -280,12 +286,13 @@ async fn resident(
         }
         // Partitions that went home to their preferred leader meanwhile left their activations behind.
         progress.state(&format!("{activations} of {actors} are in memory: touching all of them again"));
-        activations_per_s = Some(load::touch(&subject.clients, args.clients, actors).await.calls_per_s);
+        activations_per_s = Some(load::touch(&subject.clients, args.clients, actors, None).await.calls_per_s);
     }
     let cost = cost::Cost { nodes: sampler.since_start().await.nodes, ..cost };
     let activations_per_s = activations_per_s.filter(|_| activations < u64::from(actors));
     let rss_before_bytes = sampler.rss_at_start();
-    let resident = Resident { actors, activations, activations_per_s, rss_before_bytes };
+    let touched = figures.calls;
+    let resident = Resident { actors, touched, activations, activations_per_s, rss_before_bytes };
     let calls = Some(figures.rates(cost.seconds));
     Ok(Report { resident: Some(resident), calls, keys: actors, ..report("resident", args, cost) })
 }
@@ -400,7 +407,10 @@ fn show(report: &Report) {
         ));
     }
     if let Some(resident) = &report.resident {
-        output::data(&format!("{} counters, {} in memory", resident.actors, resident.activations));
+        output::data(&format!(
+            "{} counters, {} of them answered, {} in memory",
+            resident.actors, resident.touched, resident.activations
+        ));
         if let Some(rate) = resident.activations_per_s {
             output::data(&format!("touched again: {rate:.0} activations/s"));
         }
